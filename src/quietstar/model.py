@@ -1,0 +1,307 @@
+"""The thinking model: a base model with markers and a mixing head; think, predict with, without and from a thought.
+
+Knows rows, mixing and sampling. It knows nothing about text formats, triggers, events or files.
+
+Shapes: B sequences · N positions · P samples · R rows · T thought tokens · A lookahead · L own tokens of a row ·
+E hidden size · V vocabulary. Position i is the place after token i; what happens there predicts token i + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from quietstar import families
+from quietstar.errors import QuietStarError
+from quietstar.mixing import Markers, MixingHead, mix
+from quietstar.rows import Prefix, Rows
+from quietstar.sampling import THOUGHT, ban, choose, uniforms
+
+UNEMBED_ROWS = 64  # rows of full-vocabulary logits alive at once
+
+
+class QuietStarConfig(PretrainedConfig):
+    """What is kept about a thinking model beside its weights.
+
+    Args:
+        base_name: name or path of the base model, as it was loaded.
+        base_revision: commit of the base on its hub, where it has one.
+        base_hash: fingerprint of the base's unembedding, to notice another base (see `checkpoints`).
+        hidden_size: E of the base.
+        thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
+        marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
+            predicted, and what the `marker` trigger looks for.
+        filler_id: token that the `filler` control repeats.
+    """
+
+    model_type = "quietstar"
+
+    def __init__(
+        self,
+        base_name: str | None = None,
+        base_revision: str | None = None,
+        base_hash: str | None = None,
+        hidden_size: int = 0,
+        thought_length: int = 8,
+        marker_ids: list[int] | None = None,
+        filler_id: int | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.base_name = base_name
+        self.base_revision = base_revision
+        self.base_hash = base_hash
+        self.hidden_size = hidden_size
+        self.thought_length = thought_length
+        self.marker_ids = list(marker_ids or [])
+        self.filler_id = filler_id
+        super().__init__(**keywords)
+
+
+@dataclass
+class Place:
+    """Where rows stand, one entry a row: sequence, position i and sample number, (R,) each."""
+
+    sequence: Tensor
+    position: Tensor
+    sample: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, rows: slice | Tensor) -> Place:
+        return Place(self.sequence[rows], self.position[rows], self.sample[rows])
+
+    @classmethod
+    def every(cls, lengths: list[int], samples: int, device: torch.device) -> Place:
+        """All positions 0 .. n - 2 of each sequence (those with a known next token) x samples."""
+        columns = [
+            np.stack([np.full(m, b), np.repeat(np.arange(n - 1), samples), np.tile(np.arange(samples), n - 1)])
+            for b, n in enumerate(lengths)
+            if (m := (n - 1) * samples) > 0
+        ]
+        table = torch.from_numpy(np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), dtype=np.int64))
+        return cls(*table.long().to(device))
+
+
+@dataclass
+class Thought:
+    """Thoughts at R places: tokens (R, T), log-probabilities (R, T) in nats, hidden state at the end marker (R, E)."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    hidden: Tensor
+
+
+class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
+    """A base model that can think. Build it with `QuietStar.from_base` or `QuietStar.from_pretrained`."""
+
+    config_class = QuietStarConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    _supports_attention_backend = True
+    _supports_sdpa = True
+
+    def __init__(self, config: QuietStarConfig, base: PreTrainedModel, tokenizer: Any = None) -> None:
+        super().__init__(config)
+        families.prepare(_unwrapped(base))
+        self.base = base
+        self.head = MixingHead(config.hidden_size).to(base.device)
+        self.markers = Markers(config.hidden_size).to(base.device)
+        self.tokenizer = tokenizer
+
+    def _init_weights(self, module: Any) -> None:
+        """Nothing: head and markers initialise themselves, the base is already trained."""
+
+    # -- the base model -------------------------------------------------------------------------------------------
+
+    @property
+    def decoder_lm(self) -> PreTrainedModel:
+        """The base causal LM itself, adapters (if any) inside it."""
+        return _unwrapped(self.base)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids, (..., E)."""
+        embeddings: Tensor = self.decoder_lm.get_input_embeddings()(ids)
+        return embeddings
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of the base model's own head, (..., V), in its dtype."""
+        return families.unembed(self.decoder_lm, hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits a token may be chosen from: fp32, marker ids at minus infinity; (..., V)."""
+        return ban(self.unembed(hidden), self.config.marker_ids)
+
+    @property
+    def context_limit(self) -> int | None:
+        return families.context_limit(self.decoder_lm)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.decoder_lm.get_output_embeddings().weight.shape[0])
+
+    def check_fits(self, tokens: int, thought_length: int, what: str = "text") -> None:
+        """Refuse what the base model's positions cannot hold: the text, and a thought with its markers behind it."""
+        limit = self.context_limit
+        needed = tokens + thought_length + 2
+        if limit is not None and needed > limit:
+            raise QuietStarError(
+                f"the {what} has {tokens} tokens and a thought needs {thought_length + 2} more, but the context "
+                f"is {limit} tokens; shorten the {what} by {needed - limit} tokens or think shorter"
+            )
+
+    def read(self, ids: Tensor, counts: list[int] | None = None, prefix: Prefix | None = None) -> tuple[Prefix, Tensor]:
+        """Run visible tokens (B, N), real ones first; returns the prefix and their hidden states (B, N, E)."""
+        prefix = prefix or Prefix(self.decoder_lm, ids.shape[0])
+        return prefix, prefix.extend(self.embed(ids), counts)
+
+    # -- thinking -------------------------------------------------------------------------------------------------
+
+    def think(
+        self,
+        prefix: Prefix,
+        place: Place,
+        *,
+        length: int,
+        temperature: float = 1.0,
+        seed: int = 0,
+        tokens: Tensor | None = None,
+    ) -> Thought:
+        """Think at R places, all in parallel: start marker, T tokens one after another, end marker.
+
+        Args:
+            prefix: the visible text; a row at position i sees its tokens 0 .. i.
+            place: where to think; rows of one sequence lie together.
+            length: T, at least 0.
+            temperature: of the thought tokens; 0 is greedy.
+            seed: randomness; each draw depends on the seed and its place alone.
+            tokens: thought tokens (R, T) to think instead of sampling; then one pass serves the whole thought.
+        """
+        if tokens is not None:
+            return self._rethink(prefix, place, tokens)
+        rows = Rows(prefix, place.sequence, place.position + 1, capacity=length + 2)
+        count, dtype = len(place), self._dtype
+        step_R1E = self.markers.opening(dtype).expand(count, 1, -1)
+        chosen: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        keys = [x.cpu().numpy() for x in (place.sequence, place.position, place.sample)]
+        for j in range(length):
+            hidden_RE = rows.extend(step_R1E)[:, -1]
+            uniform_R = (
+                None if temperature == 0.0 else torch.from_numpy(uniforms(seed, THOUGHT, *keys, j)).to(hidden_RE.device)
+            )
+            token_R, logprob_R = self._choose(hidden_RE, uniform_R, temperature)
+            chosen.append(token_R)
+            logprobs.append(logprob_R)
+            step_R1E = self.embed(token_R)[:, None]
+        closing_R1E = self.markers.closing(dtype).expand(count, 1, -1)
+        # the last token and the end marker need no choice between them: one pass of two
+        hidden_RE = rows.extend(torch.cat([step_R1E, closing_R1E], dim=1))[:, -1]
+        if not length:
+            empty = torch.zeros(count, 0, device=hidden_RE.device)
+            return Thought(empty.long(), empty, hidden_RE)
+        return Thought(torch.stack(chosen, dim=1), torch.stack(logprobs, dim=1), hidden_RE)
+
+    def _rethink(self, prefix: Prefix, place: Place, tokens: Tensor) -> Thought:
+        """Given thoughts in one pass over start marker, T tokens and end marker."""
+        rows = Rows(prefix, place.sequence, place.position + 1)
+        hidden_RLE = rows.extend(self._wrapped(tokens))
+        logprobs = torch.zeros(tokens.shape, device=tokens.device)
+        for r in chunks(len(place), UNEMBED_ROWS // max(1, tokens.shape[1]) + 1):
+            if tokens.shape[1]:
+                all_logprobs = torch.log_softmax(self.logits(hidden_RLE[r, :-2]), dim=-1)
+                logprobs[r] = all_logprobs.gather(-1, tokens[r, :, None])[..., 0]
+        return Thought(tokens, logprobs, hidden_RLE[:, -1])
+
+    def _wrapped(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of start marker, tokens and end marker, (R, T + 2, E)."""
+        opening, closing = self.markers.opening(self._dtype), self.markers.closing(self._dtype)
+        count = tokens.shape[0]
+        return torch.cat([opening.expand(count, 1, -1), self.embed(tokens), closing.expand(count, 1, -1)], dim=1)
+
+    def _choose(self, hidden: Tensor, uniform: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+        parts = [
+            choose(self.logits(hidden[r]), None if uniform is None else uniform[r], temperature)
+            for r in chunks(hidden.shape[0], UNEMBED_ROWS)
+        ]
+        return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.decoder_lm.get_input_embeddings().weight.dtype
+        return dtype
+
+    # -- mixing ---------------------------------------------------------------------------------------------------
+
+    def weight(self, base_hidden: Tensor, thought_hidden: Tensor) -> Tensor:
+        """The mixing weight w, (...), from hidden states (..., E)."""
+        weight: Tensor = self.head(base_hidden, thought_hidden)
+        return weight
+
+    def mixed_logits(self, base_hidden: Tensor, thought_hidden: Tensor, weight: Tensor) -> Tensor:
+        """Logits after mixing hidden states by w, fp32, markers banned; (..., V)."""
+        return self.logits(mix(base_hidden, thought_hidden, weight))
+
+    def predict(
+        self, base_hidden: Tensor, thought_hidden: Tensor, weight: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What R thoughts make of the next token.
+
+        Args:
+            base_hidden: (R, E). thought_hidden: (R, E) at the end marker. weight: w to use in place of the head's.
+
+        Returns:
+            w (R,), mixed log-probabilities (R, V), log-probabilities from the thought alone (R, V).
+        """
+        if weight is None:
+            w_R = self.weight(base_hidden, thought_hidden)
+        else:
+            w_R = torch.full(base_hidden.shape[:1], float(weight), device=base_hidden.device)
+        mixed_RV = torch.log_softmax(self.mixed_logits(base_hidden, thought_hidden, w_R), dim=-1)
+        return w_R, mixed_RV, torch.log_softmax(self.logits(thought_hidden), dim=-1)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def think_ahead(self, ids: Tensor, mask: Tensor, thoughts: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
+        """Run given thoughts at every position with the true tokens that follow, with gradient.
+
+        Args:
+            ids: visible tokens (B, N), real ones first.
+            mask: True at real tokens (B, N).
+            thoughts: thought tokens (B, N, P, T).
+            lookahead: A; the A - 1 tokens after position i are teacher-forced behind the end marker.
+
+        Returns:
+            base hidden states (B, N, E) and row hidden states (B, N, P, T + 1 + A, E): at the start marker, the
+            thought tokens, the end marker and the teacher-forced tokens. Where i + k passes the text, the hidden
+            state repeats the last token and must not be counted.
+        """
+        batch, length = ids.shape
+        samples, thought_length = thoughts.shape[2:]
+        prefix, base_hidden = self.read(ids, mask.sum(1).tolist())
+        grid = torch.meshgrid(*(torch.arange(n, device=ids.device) for n in (batch, length, samples)), indexing="ij")
+        sequence_R, position_R, _ = (axis.reshape(-1) for axis in grid)
+        ahead_RK = (position_R[:, None] + 1 + torch.arange(lookahead - 1, device=ids.device)).clamp_max(length - 1)
+        teacher_RKE = self.embed(ids[sequence_R[:, None], ahead_RK])
+        rows = Rows(prefix, sequence_R, position_R + 1)
+        embeds = torch.cat([self._wrapped(thoughts.reshape(-1, thought_length)), teacher_RKE], dim=1)
+        return base_hidden, rows.extend(embeds).view(batch, length, samples, thought_length + 1 + lookahead, -1)
+
+
+def _unwrapped(base: Any) -> PreTrainedModel:
+    """The Hugging Face causal LM inside a PEFT wrapper, or `base` itself."""
+    inner = getattr(base, "get_base_model", None)
+    model: PreTrainedModel = inner() if callable(inner) else base
+    return model
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count)."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -1,0 +1,456 @@
+"""Rows over a shared prefix: the one primitive under training, scoring, generating, resampling and interventions.
+
+A *prefix* holds the visible text of B sequences as key/value states, computed once. A *row* is one thought at one
+position of one sequence: it sees the prefix up to that position and its own earlier tokens, nothing else. One softmax
+runs over [prefix up to the position | own tokens so far]; no prefix state is copied per row or per sample.
+
+This module knows token embeddings, hidden states and attention. It knows nothing about thoughts, markers, mixing,
+sampling or text. No model file is patched: the attention function is registered with `transformers`, and each call
+of the decoder carries a `Pass` through the keyword arguments that `transformers` hands down to the attention.
+Which keys a layer may see is asked of the model's own mask definition (causal, sliding window, chunked, ...) at true
+positions, so windows are honoured without a word about any family here.
+
+Shapes: B sequences · N prefix tokens · R rows · L new tokens of this pass · M own tokens of a row so far ·
+H query heads · K key/value heads · G = H / K · D head size · E hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from quietstar.errors import UnsupportedModel
+
+_NAME = "quietstar_rows_over_"
+# What attention modules hand to the attention function beside the tensors. `sliding_window` is ignored because the
+# model's mask definition already contains it; the others have no effect on the result.
+_HARMLESS_KEYWORDS = {
+    "sliding_window", "is_causal", "position_ids", "position_embeddings", "cache_position", "past_key_values",
+    "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep",
+    "num_items_in_batch",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """A layer's own rule for which keys a query sees, taken from the model; stands where its mask tensor would."""
+
+    rule: Callable[..., Tensor]
+
+    @property
+    def causal(self) -> bool:
+        """True where the rule is plain causal attention, so that position limits alone decide."""
+        return self.rule is causal_mask_function
+
+    def allowed(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """The rule at true positions; the two arguments broadcast against each other. Returns booleans."""
+        zero = torch.zeros((), dtype=torch.long, device=query_positions.device)
+        return self.rule(zero, zero, query_positions, key_positions)
+
+
+class States:
+    """Growing key/value states of one layer, (B or R, K, capacity, D); the first append keeps its tensors."""
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor, starts: Tensor | int, capacity: int) -> None:
+        """Write L new states behind `starts` (one length for all, or one per sequence), growing to `capacity`."""
+        if self.key is None or self.value is None:
+            self.key, self.value = key, value
+            return
+        if torch.is_grad_enabled() and (key.requires_grad or self.key.requires_grad):
+            if not isinstance(starts, int):
+                raise RuntimeError("states of unequal length can only be extended without gradient")
+            self.key = torch.cat([self.key[:, :, :starts], key], dim=2)
+            self.value = torch.cat([self.value[:, :, :starts], value], dim=2)
+            return
+        self.key = self._write(self.key, key, starts, capacity)
+        self.value = self._write(self.value, value, starts, capacity)
+
+    @staticmethod
+    def _write(buffer: Tensor, new: Tensor, starts: Tensor | int, capacity: int) -> Tensor:
+        if buffer.shape[2] < capacity:
+            grown = buffer.new_zeros(buffer.shape[0], buffer.shape[1], capacity, buffer.shape[3])
+            grown[:, :, : buffer.shape[2]] = buffer
+            buffer = grown
+        length = new.shape[2]
+        if isinstance(starts, int):
+            buffer[:, :, starts : starts + length] = new
+        else:
+            column_BL = starts[:, None] + torch.arange(length, device=new.device)
+            sequence_B1 = torch.arange(len(starts), device=new.device)[:, None]
+            buffer[sequence_B1, :, column_BL] = new.transpose(1, 2)
+        return buffer
+
+
+@dataclass
+class Pass:
+    """One call of the decoder: who is asking (prefix or rows), and at which positions. Handed to every layer."""
+
+    position_BL: Tensor
+    attend: Callable[..., Tensor]
+    layers_seen: set[int] = field(default_factory=set)
+    masks: dict[tuple[object, str], Any] = field(default_factory=dict)
+
+    def once(self, visibility: Visibility, part: str, make: Callable[[], Any]) -> Any:
+        """A mask made once per pass and kind of layer."""
+        key = (visibility.rule, part)
+        if key not in self.masks:
+            self.masks[key] = make()
+        return self.masks[key]
+
+
+_current_pass: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("quietstar_pass", default=None)
+
+
+class Prefix:
+    """The visible text of B sequences as key/value states; real tokens first, padding (if any) behind them.
+
+    Args:
+        base: a Hugging Face causal LM on which `install` was called.
+        batch: number of sequences B.
+    """
+
+    def __init__(self, base: PreTrainedModel, batch: int) -> None:
+        self.base = base
+        self.layers: dict[int, States] = {}
+        self.length_B = torch.zeros(batch, dtype=torch.long, device=base.device)
+        self._lengths = [0] * batch
+
+    @property
+    def batch(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of real tokens of each sequence."""
+        return list(self._lengths)
+
+    def extend(self, embeds_BLE: Tensor, counts: list[int] | None = None) -> Tensor:
+        """Append L tokens to every sequence and return their hidden states after the final norm, (B, L, E).
+
+        Args:
+            embeds_BLE: input embeddings of the new tokens; sequence b uses its first `counts[b]`, the rest is padding.
+            counts: real new tokens of each sequence, 0 to L; all L when left out.
+        """
+        batch, length, _ = embeds_BLE.shape
+        counts = [length] * batch if counts is None else counts
+        position_BL = self.length_B[:, None] + torch.arange(length, device=embeds_BLE.device)
+        hidden_BLE = _run(self.base, embeds_BLE, Pass(position_BL, self._attend))
+        self._lengths = [old + new for old, new in zip(self._lengths, counts, strict=True)]
+        self.length_B = torch.tensor(self._lengths, device=embeds_BLE.device)
+        return hidden_BLE
+
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget everything behind the given number of tokens of each sequence; nothing is copied."""
+        self._lengths = [min(old, new) for old, new in zip(self._lengths, lengths, strict=True)]
+        self.length_B = torch.tensor(self._lengths, device=self.length_B.device)
+
+    def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
+        states = self.layers.setdefault(layer, States())
+        length, uniform = k.shape[2], len(set(self._lengths)) == 1
+        start: Tensor | int = self._lengths[0] if uniform else self.length_B
+        stop = max(self._lengths) + length
+        capacity = stop if states.key is None else -(-stop // 256) * 256
+        states.append(k, v, start, capacity)
+        assert states.key is not None and states.value is not None
+        key, value = states.key[:, :, :stop], states.value[:, :, :stop]
+
+        def mask() -> Tensor | None:
+            if sees.causal and uniform and length == 1:
+                return None
+            return sees.allowed(call.position_BL[:, None, :, None], torch.arange(stop, device=q.device))
+
+        if how.plain and sees.causal and stop == length:
+            return F.scaled_dot_product_attention(
+                q, key, value, is_causal=length > 1, scale=how.scaling, dropout_p=how.dropout,
+                enable_gqa=q.shape[1] != key.shape[1],
+            )  # fmt: skip
+        allowed = call.once(sees, "prefix", mask)
+        if how.plain:
+            return F.scaled_dot_product_attention(
+                q, key, value, attn_mask=allowed, scale=how.scaling, dropout_p=how.dropout,
+                enable_gqa=q.shape[1] != key.shape[1],
+            )  # fmt: skip
+        heads = key.shape[1]
+        q_BKGLD = q.unflatten(1, (heads, q.shape[1] // heads))
+        scores_BKGLN = how.cap(q_BKGLD @ key[:, :, None].transpose(-1, -2) * how.scaling)
+        if allowed is not None:
+            scores_BKGLN = scores_BKGLN.masked_fill(~allowed[:, :, None], -torch.inf)
+        weights_BKGLN = how.normalise(scores_BKGLN, q.dtype)
+        return (weights_BKGLN @ value[:, :, None]).flatten(1, 2)
+
+
+class Rows:
+    """R rows over a prefix, each seeing the first `visible_R` tokens of its sequence and its own tokens.
+
+    Args:
+        prefix: the shared visible text.
+        sequence: which sequence each row belongs to, ascending (rows of one sequence lie together).
+        visible: how many prefix tokens each row sees; its own token j then stands at position visible + j.
+        capacity: how many own tokens are expected in all (a size hint, so that states are allocated once).
+    """
+
+    def __init__(self, prefix: Prefix, sequence: Tensor, visible: Tensor, capacity: int = 0) -> None:
+        counts = torch.bincount(sequence.cpu(), minlength=prefix.batch).tolist()
+        if bool((sequence[1:] < sequence[:-1]).any()):
+            raise ValueError("rows must be ordered by sequence")
+        self.prefix = prefix
+        self.visible_R = visible
+        self.capacity = capacity
+        self.length = 0
+        self.layers: dict[int, States] = {}
+        # Blocks of rows that share their prefix slice: all sequences at once where each has equally many rows.
+        if len(set(counts)) == 1:
+            self.blocks = [(slice(0, prefix.batch), slice(0, len(sequence)))]
+        else:
+            stops = torch.tensor(counts).cumsum(0).tolist()
+            self.blocks = [
+                (slice(b, b + 1), slice(stop - count, stop))
+                for b, (stop, count) in enumerate(zip(stops, counts, strict=True))
+                if count
+            ]
+        self._limits = [
+            (min(seen := visible[rows].tolist()), max(seen)) for _, rows in self.blocks
+        ]  # fewest and most prefix tokens seen within each block
+
+    def extend(self, embeds_RLE: Tensor) -> Tensor:
+        """Append L own tokens to every row and return their hidden states after the final norm, (R, L, E)."""
+        length = embeds_RLE.shape[1]
+        own_L = torch.arange(self.length, self.length + length, device=embeds_RLE.device)
+        call = Pass(self.visible_R[:, None] + own_L, self._attend)
+        hidden_RLE = _run(self.prefix.base, embeds_RLE, call)
+        self.length += length
+        return hidden_RLE
+
+    def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
+        states = self.layers.setdefault(layer, States())
+        if states.key is None and self.capacity > k.shape[2] and not k.requires_grad:
+            room = [x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (k, v)]
+            states.append(room[0], room[1], 0, 0)
+        stop = self.length + k.shape[2]
+        states.append(k, v, self.length, max(stop, self.capacity))
+        assert states.key is not None and states.value is not None
+        own_key, own_value = states.key[:, :, :stop], states.value[:, :, :stop]
+        prefix = self.prefix.layers[layer]
+        assert prefix.key is not None and prefix.value is not None
+        outputs = []
+        for number, (sequences, rows) in enumerate(self.blocks):
+            most = self._limits[number][1]
+            hidden = call.once(sees, f"rows {number}", partial(self._hidden, call, sees, number, stop))
+            outputs.append(
+                _attend_rows(
+                    q[rows],
+                    prefix.key[sequences, :, :most],
+                    prefix.value[sequences, :, :most],
+                    own_key[rows],
+                    own_value[rows],
+                    hidden,
+                    how,
+                )
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _hidden(self, call: Pass, sees: Visibility, number: int, stop: int) -> Tensor | None:
+        """Which of [prefix | own] each query of a block may *not* see, (rows, L, N + M); None where all is visible."""
+        fewest, most = self._limits[number]
+        rows = self.blocks[number][1]
+        position_RL1 = call.position_BL[rows, :, None]
+        length = position_RL1.shape[1]
+        if sees.causal and fewest == most and length == 1:
+            return None
+        device = position_RL1.device
+        column_N = torch.arange(most, device=device)
+        own_M = torch.arange(stop, device=device)
+        seen_R1N = column_N < self.visible_R[rows, None, None]
+        seen_LM = own_M <= own_M[stop - length :, None]
+        if sees.causal:
+            prefix_RLN = seen_R1N.expand(-1, length, -1)
+            own_RLM = seen_LM.expand(len(seen_R1N), -1, -1)
+        else:
+            prefix_RLN = seen_R1N & sees.allowed(position_RL1, column_N)
+            own_RLM = seen_LM & sees.allowed(position_RL1, self.visible_R[rows, None, None] + own_M)
+        return ~torch.cat([prefix_RLN, own_RLM], dim=-1)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a layer turns products into weights: the family's scaling, soft-cap and attention sinks."""
+
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+    dropout: float
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+    def cap(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+    def normalise(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        """Softmax over the last axis in fp32; a sink takes its share of the weight and is dropped.
+
+        `scores` has the K key/value heads at axis 1 and the G query heads of each at axis -3.
+        """
+        if self.sinks is not None:
+            heads, group = scores.shape[1], scores.shape[-3]
+            sink = self.sinks.to(scores.dtype).view(heads, *[1] * (scores.dim() - 5), group, 1, 1)
+            scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        if self.sinks is not None:
+            weights = weights[..., :-1]
+        return F.dropout(weights, self.dropout).to(dtype) if self.dropout else weights.to(dtype)
+
+
+def _attend_rows(
+    q: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, hidden: Tensor | None, how: _How
+) -> Tensor:
+    """Attention of rows over [prefix | own]; portable (matrix products and one softmax), differentiable.
+
+    Args:
+        q: (R, H, L, D), rows of each of the B sequences together and equally many.
+        key, value: prefix states (B, K, N, D).
+        own_key, own_value: own states (R, K, M, D).
+        hidden: True where a key is hidden from a query, (R, L, N + M), or None.
+
+    Returns:
+        (R, H, L, D).
+    """
+    batch, heads, seen, _ = key.shape
+    rows, query_heads, length, _ = q.shape
+    each, group, own = rows // batch, query_heads // heads, own_key.shape[2]
+    q = q * how.scaling
+    # (B, K, rows of b, G, L, D): the rows of a sequence become the queries of one product against its prefix
+    q_BKnGLD = q.view(batch, each, heads, group, length, -1).transpose(1, 2)
+    prefix_scores = q_BKnGLD.reshape(batch, heads, each * group * length, -1) @ key.transpose(-1, -2)
+    own_scores = q.reshape(rows, heads, group * length, -1) @ own_key.transpose(-1, -2)
+    scores_BKnGLX = how.cap(
+        torch.cat(
+            [
+                prefix_scores.view(batch, heads, each, group, length, seen),
+                own_scores.view(batch, each, heads, group, length, own).transpose(1, 2),
+            ],
+            dim=-1,
+        )
+    )
+    if hidden is not None:
+        hidden_BKnGLX = hidden.view(batch, 1, each, 1, length, seen + own)
+        fill = scores_BKnGLX.masked_fill if scores_BKnGLX.requires_grad else scores_BKnGLX.masked_fill_
+        scores_BKnGLX = fill(hidden_BKnGLX, -torch.inf)
+    weights = how.normalise(scores_BKnGLX, q.dtype)
+    from_prefix = weights[..., :seen].reshape(batch, heads, each * group * length, seen) @ value
+    from_own = weights[..., seen:].transpose(1, 2).reshape(rows, heads, group * length, own) @ own_value
+    out = from_prefix.view(batch, heads, each, group, length, -1).transpose(1, 2).reshape(rows, query_heads, length, -1)
+    return out + from_own.view(rows, query_heads, length, -1)
+
+
+def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
+    """One call of the decoder under `call`; hidden states after the final norm, (B, L, E)."""
+    ones = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+    token = _current_pass.set(call)
+    try:
+        out = base.get_decoder()(
+            inputs_embeds=embeds, position_ids=call.position_BL, attention_mask=ones, use_cache=False,
+            quietstar_pass=call,
+        )  # fmt: skip
+    finally:
+        _current_pass.reset(token)
+    if not call.layers_seen:
+        raise UnsupportedModel(
+            f"model type {base.config.model_type!r} cannot be served: its decoder does not hand keyword arguments "
+            "down to the attention function"
+        )
+    hidden: Tensor = out.last_hidden_state
+    return hidden
+
+
+def _attention(native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function registered over the implementation `native`, which serves all calls without a `Pass`."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        call: Pass | None = keywords.pop("quietstar_pass", None)
+        if call is None:
+            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+            original = ALL_ATTENTION_FUNCTIONS.get_interface(native, eager)
+            result: tuple[Tensor, Tensor | None] = original(module, query, key, value, attention_mask, **keywords)
+            return result
+        family = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+        if not isinstance(attention_mask, Visibility):
+            raise UnsupportedModel(
+                f"model type {family!r} cannot be served: it builds its attention mask in a way of its own"
+            )
+        scaling = keywords.pop("scaling", None)
+        how = _How(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            softcap=keywords.pop("softcap", None),
+            sinks=keywords.pop("s_aux", None),
+            dropout=keywords.pop("dropout", 0.0) or 0.0,
+        )
+        for name, given in keywords.items():
+            if given is not None and name not in _HARMLESS_KEYWORDS:
+                raise UnsupportedModel(
+                    f"model type {family!r} cannot be served: its attention uses {name!r}, which rows do not know"
+                )
+        layer = getattr(module, "layer_idx", None)
+        if layer is None:
+            raise UnsupportedModel(f"model type {family!r} cannot be served: its attention layers carry no number")
+        call.layers_seen.add(layer)
+        out = call.attend(call, layer, query, key, value, attention_mask, how)
+        return out.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _mask(native: str) -> Callable[..., Any]:
+    def mask(*args: Any, **keywords: Any) -> Any:
+        if _current_pass.get() is not None:
+            return Visibility(keywords["mask_function"])
+        return ALL_MASK_ATTENTION_FUNCTIONS[native](*args, **keywords)
+
+    return mask
+
+
+def install(base: PreTrainedModel) -> None:
+    """Let `base` serve rows beside its ordinary calls, which keep the attention implementation it had."""
+    native = base.config._attn_implementation or "eager"
+    if native.startswith(_NAME):
+        return
+    name = _NAME + native
+    AttentionInterface.register(name, _attention(native))
+    AttentionMaskInterface.register(name, _mask(native))
+    base.set_attn_implementation(name)
+
+
+def uninstall(base: PreTrainedModel) -> None:
+    """Give `base` back the attention implementation it came with."""
+    name = base.config._attn_implementation
+    if name.startswith(_NAME):
+        base.set_attn_implementation(name.removeprefix(_NAME))
+
+
+@contextlib.contextmanager
+def ordinary(base: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """`base` exactly as it came, for a comparison with its own code path."""
+    uninstall(base)
+    try:
+        yield base
+    finally:
+        install(base)

@@ -1,0 +1,1 @@
+"""The thought scratchpad: the record of what was thought."""

@@ -1,0 +1,220 @@
+"""The event stream of thinking, and the trace it adds up to: one producer, many readers (terminal, file, notebook).
+
+Every event is a small dataclass with a `to_dict`; the keys of each frame are pinned by tests/test_trace.py under
+`SCHEMA_VERSION`. Knows tokens, texts and numbers; knows nothing about models or how anything is drawn.
+
+Order of events: one `start`, then for each emitted token an optional `thought` and a `token`, then an `end` each.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from quietstar.text import visible
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Event:
+    """Base of all events; `event` names the kind in `to_dict`."""
+
+    event: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python, ready for JSON; the first key is the kind of event."""
+        return {"event": self.event, **asdict(self)}
+
+
+@dataclass
+class Choice:
+    """One candidate for the next token: its id, text and probability."""
+
+    id: int
+    text: str
+    prob: float
+
+
+@dataclass
+class Sample:
+    """One thought as tokens, with the log-probability (nats) each had when thought, its text, and its own weight w."""
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]
+    weight: float
+
+
+@dataclass
+class Start(Event):
+    """What is asked of which model under which settings."""
+
+    event: ClassVar[str] = "start"
+    schema: int
+    version: str
+    model: str
+    base: str
+    dtype: str
+    device: str
+    untrained: bool
+    prompts: list[str]
+    prompt_ids: list[list[int]]
+    settings: dict[str, Any]
+    phase: str = "answer"
+
+
+@dataclass
+class ThoughtEvent(Event):
+    """One position where the model thought, before the token it helps to predict.
+
+    Args:
+        sequence: which prompt of a batch. position: index of the last visible token, counted from the prompt's first.
+        trigger: the rules that asked for the thought. control: what stood in the place of the own thought.
+        samples: the thoughts. weight: mixing weight w, mean over samples.
+        base, mixed, only: likeliest next tokens without, with and from only the thought, best first, at temperature 1.
+        flipped: whether the likeliest token changed. kl: KL(mixed || base) in nats. entropy: of the base, in nats.
+    """
+
+    event: ClassVar[str] = "thought"
+    sequence: int
+    position: int
+    trigger: str
+    control: str
+    samples: list[Sample]
+    weight: float
+    base: list[Choice]
+    mixed: list[Choice]
+    only: list[Choice]
+    flipped: bool
+    kl: float
+    entropy: float
+
+
+@dataclass
+class TokenEvent(Event):
+    """One emitted token. `text` is what it completes ("" inside a character); `logprob` under the mixed prediction."""
+
+    event: ClassVar[str] = "token"
+    sequence: int
+    position: int
+    id: int
+    text: str
+    logprob: float
+    thought: bool
+
+
+@dataclass
+class End(Event):
+    """Why a sequence ended ("stop", "stop_string", "length", "context", "interrupted") and its whole text."""
+
+    event: ClassVar[str] = "end"
+    sequence: int
+    reason: str
+    text: str
+    tokens: int
+    thoughts: int
+    seconds: float
+
+
+@dataclass
+class Trace:
+    """Everything recorded about one generated text.
+
+    Args:
+        start: the settings. sequence: which prompt of the batch this is.
+        thoughts: where the model thought. tokens: what it said. end: how it ended, None while running.
+    """
+
+    start: Start
+    sequence: int = 0
+    thoughts: list[ThoughtEvent] = field(default_factory=list)
+    tokens: list[TokenEvent] = field(default_factory=list)
+    end: End | None = None
+
+    def add(self, event: Event) -> None:
+        """Take in one event of this sequence; others are ignored."""
+        if getattr(event, "sequence", self.sequence) != self.sequence:
+            return
+        if isinstance(event, ThoughtEvent):
+            self.thoughts.append(event)
+        elif isinstance(event, TokenEvent):
+            self.tokens.append(event)
+        elif isinstance(event, End):
+            self.end = event
+
+    @classmethod
+    def collect(cls, events: Iterable[Event]) -> list[Trace]:
+        """One trace a prompt from a stream of events."""
+        traces: list[Trace] = []
+        for event in events:
+            if isinstance(event, Start):
+                traces = [cls(event, b) for b in range(len(event.prompt_ids))]
+            for trace in traces:
+                trace.add(event)
+        return traces
+
+    @property
+    def text(self) -> str:
+        """The emitted text."""
+        return self.end.text if self.end is not None else "".join(token.text for token in self.tokens)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        return self.start.prompt_ids[self.sequence]
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and emitted tokens."""
+        return [*self.prompt_ids, *(token.id for token in self.tokens)]
+
+    def context(self, position: int, width: int = 40) -> str:
+        """The last `width` characters of visible text before the thought at `position`."""
+        prompt = len(self.prompt_ids)
+        said = "".join(token.text for token in self.tokens if token.position <= position)
+        if position < prompt or len(said) < width:
+            said = self.start.prompts[self.sequence] + said
+        return said[-width:]
+
+    def most_influential(self, count: int | None = None) -> list[ThoughtEvent]:
+        """Thoughts by how much they moved the prediction: KL(mixed || base), largest first."""
+        ordered = sorted(self.thoughts, key=lambda thought: -thought.kl)
+        return ordered if count is None else ordered[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python, ready for JSON."""
+        return {
+            "start": self.start.to_dict(), "sequence": self.sequence, "text": self.text, "ids": self.ids,
+            "thoughts": [thought.to_dict() for thought in self.thoughts],
+            "tokens": [token.to_dict() for token in self.tokens],
+            "end": None if self.end is None else self.end.to_dict(),
+        }  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """A data frame with one row a thought."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "position": t.position, "context": self.context(t.position), "thought": t.samples[0].text,
+                "trigger": t.trigger, "control": t.control, "weight": t.weight, "without": t.base[0].text,
+                "with": t.mixed[0].text, "only": t.only[0].text, "flipped": t.flipped, "kl": t.kl, "entropy": t.entropy,
+            }
+            for t in self.thoughts
+        )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the text with a mark at each thought and its content on hover; all text is escaped."""
+        thoughts = {thought.position: thought for thought in self.thoughts}
+        parts = []
+        for token in self.tokens:
+            thought = thoughts.get(token.position - 1)
+            if thought is not None:
+                first = thought.samples[0].text if thought.samples else ""
+                note = f"{{{visible(first)}}} w {thought.weight:.3f} KL {thought.kl:.4f}"
+                style = "font-weight:bold" if thought.flipped else "opacity:.6"
+                parts.append(f'<sup title="{html.escape(note)}" style="{style}">&#183;</sup>')
+            parts.append(html.escape(token.text))
+        return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
