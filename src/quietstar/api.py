@@ -148,6 +148,11 @@ class QuietStar(ThinkingModel):
     def has_chat_template(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
+    def _is_chat(self, prompt: Prompt, raw: bool) -> bool:
+        """Whether `encode` puts this prompt through a chat template."""
+        text = isinstance(prompt, str) or (isinstance(prompt, list) and isinstance(prompt[0], (str, dict)))
+        return text and not raw and self.has_chat_template
+
     def _render(self, prompt: str | list[dict[str, str]], raw: bool, system: str | None) -> str:
         if self.tokenizer is None:
             raise QuietStarError("this model was built without a tokenizer: give token ids instead of text")
@@ -209,7 +214,8 @@ class QuietStar(ThinkingModel):
             thoughts = self._forced(thoughts)
             settings = replace(settings, samples=thoughts.shape[2],
                                thought_temperature=settings.thought_temperature or None)  # fmt: skip
-        return self._remember(stream_ids(self, ids, settings, texts=texts, thoughts=thoughts), ids[0])
+        chat = self._is_chat(prompt, raw)
+        return self._remember(stream_ids(self, ids, settings, texts=texts, chat=chat, thoughts=thoughts), ids[0])
 
     def _remember(self, events: Iterator[Event], ids: list[int]) -> Iterator[Event]:
         """Pass events on and keep the first text for `resample`."""
@@ -243,6 +249,7 @@ class QuietStar(ThinkingModel):
         reason_prompt: str = REASON_PROMPT,
         answer_prompt: str = ANSWER_PROMPT,
         answer_tokens: int = 16,
+        settings: GenerationSettings | None = None,
         **options: Any,
     ) -> Iterator[Event]:
         """Reason aloud behind `reason_prompt`, then a short answer forced by `answer_prompt`; two event streams.
@@ -251,19 +258,20 @@ class QuietStar(ThinkingModel):
         """
         if answer_tokens < 1:
             raise QuietStarError(f"answer_tokens must be at least 1, got {answer_tokens}")
-        settings = _settings(None, options)
+        settings = _settings(settings, options)
         ids, texts = self.encode(prompt, raw=raw, system=system)
+        chat = self._is_chat(prompt, raw)
         lead = reason_prompt if texts[0].endswith("\n") else "\n" + reason_prompt
         first = [ids[0] + self._encode(lead, special=False)]
         reason = Trace.collect([])
-        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], phase="reason"):
+        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], chat=chat, phase="reason"):
             reason = reason or [Trace(event)]  # type: ignore[arg-type]
             reason[0].add(event)
             yield event
         second = reason[0].ids + self._encode(answer_prompt, special=False)
         text = texts[0] + lead + reason[0].text + answer_prompt
         short = replace(settings, max_new_tokens=answer_tokens, stop=(*settings.stop, "\n"))
-        yield from self._remember(stream_ids(self, [second], short, texts=[text], phase="answer"), second)
+        yield from self._remember(stream_ids(self, [second], short, texts=[text], chat=chat, phase="answer"), second)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,7 @@ def stream_ids(
     settings: GenerationSettings,
     *,
     texts: list[str] | None = None,
+    chat: bool = False,
     thoughts: Tensor | None = None,
     phase: str = "answer",
 ) -> Iterator[Event]:
@@ -161,7 +162,7 @@ def stream_ids(
 
     Args:
         prompts: token ids of each sequence, at least one token each; lengths may differ.
-        texts: the prompts as text, for the record.
+        texts: the prompts as text, for the record; chat: whether they went through a chat template.
         thoughts: token ids (B, positions, P, T) to think at the first, second, ... emitted token instead of sampling.
     """
     run = _Run(model, prompts, settings, thoughts)
@@ -169,7 +170,7 @@ def stream_ids(
         schema=SCHEMA_VERSION, version=__version__, model=model.config.name_or_path or "quietstar",
         base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
         device=str(model.device), untrained=model.head.untrained and settings.mixing_weight is None,
-        prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts],
+        prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
         settings=asdict(settings) | {"thought_length": run.length, "thought_temperature": run.temperature},
         phase=phase,
     )  # fmt: skip
@@ -332,6 +333,7 @@ class _Run:
         mixed_V = mixed_PV.logsumexp(0) - math.log(settings.samples) if settings.samples > 1 else mixed_PV[0]
         only_V = only_PV.logsumexp(0) - math.log(settings.samples)
         context = speaker.ids
+        base, mixed, only = self._choices(torch.stack([base_V, mixed_V, only_V]), context)
         event = ThoughtEvent(
             sequence=speaker.sequence, position=len(context) - 1, trigger=trigger, control=str(self.control),
             samples=[
@@ -341,8 +343,8 @@ class _Run:
                 )
                 for tokens, logprobs, w in zip(thought.tokens, thought.logprobs, w_P, strict=True)
             ],
-            weight=float(w_P.mean()), base=self._choices(base_V, context), mixed=self._choices(mixed_V, context),
-            only=self._choices(only_V, context), flipped=bool(base_V.argmax() != mixed_V.argmax()),
+            weight=float(w_P.mean()), base=base, mixed=mixed,
+            only=only, flipped=bool(base_V.argmax() != mixed_V.argmax()),
             kl=float(kl_divergence(mixed_V, base_V)), entropy=float(entropy(base_V)),
         )  # fmt: skip
         return event, mixed_V
@@ -350,11 +352,13 @@ class _Run:
     def _text(self, ids: list[int], context: list[int]) -> str:
         return "" if self.model.tokenizer is None else text_of(self.model.tokenizer, ids, context)
 
-    def _choices(self, logprobs_V: Tensor, context: list[int]) -> list[Choice]:
-        best = logprobs_V.topk(min(self.settings.show, logprobs_V.shape[0]))
+    def _choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:
+        """The likeliest next tokens of each distribution (n, V)."""
+        best = logprobs.topk(min(self.settings.show, logprobs.shape[-1]))
+        texts = {token: self._text([token], context) for token in set(best.indices.flatten().tolist())}
         return [
-            Choice(id=token, text=self._text([token], context), prob=math.exp(logprob))
-            for token, logprob in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Choice(token, texts[token], math.exp(logprob)) for token, logprob in zip(ids, values, strict=True)]
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
     def _pick(self, logprobs_BV: Tensor) -> list[int]:
@@ -465,7 +469,7 @@ def resample_ids(
         texts=[run._text(tokens, speaker.ids) for tokens in thought.tokens.tolist()],
         token_logprobs=thought.logprobs, mixing_weight=w_n,
         kl=kl_divergence(mixed_nV, base_V.expand_as(mixed_nV)),
-        flipped=mixed_nV.argmax(-1) != base_V.argmax(-1), base=run._choices(base_V, speaker.ids),
-        mixed=[run._choices(one, speaker.ids) for one in mixed_nV],
-        only=[run._choices(one, speaker.ids) for one in only_nV],
+        flipped=mixed_nV.argmax(-1) != base_V.argmax(-1), base=run._choices(base_V[None], speaker.ids)[0],
+        mixed=run._choices(mixed_nV, speaker.ids),
+        only=run._choices(only_nV, speaker.ids),
     )  # fmt: skip

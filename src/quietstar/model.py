@@ -23,7 +23,7 @@ from quietstar.mixing import Markers, MixingHead, mix
 from quietstar.rows import Prefix, Rows
 from quietstar.sampling import THOUGHT, ban, choose, uniforms
 
-UNEMBED_ROWS = 64  # rows of full-vocabulary logits alive at once
+UNEMBED_ROWS = 32  # rows of full-vocabulary logits alive at once; small, so that they stay in the cache
 
 
 class QuietStarConfig(PretrainedConfig):

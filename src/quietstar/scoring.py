@@ -23,7 +23,7 @@ from quietstar.sampling import entropy, kl_divergence
 from quietstar.text import pieces, text_of, visible
 
 _STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
-_MOST_ROWS = 512
+_MOST_ROWS = 256
 
 
 @dataclass

@@ -25,10 +25,13 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._anchor = self._read = 0  # text up to `_read` was given out; decoding starts at `_anchor`
-        for token in list(context)[-_CONTEXT:]:
-            self.push(token)
+        self._ids = [int(token) for token in context[-_CONTEXT:]]
+        # text up to `_read` was given out; decoding starts at `_anchor`, whose text up to `_read` is `_known`
+        self._anchor, self._read = 0, len(self._ids)
+        self._known = self._decode(self._ids)
+        while self._known.endswith(_INCOMPLETE) and len(self._ids) - self._read < min(_LONGEST, len(self._ids)):
+            self._read -= 1
+            self._known = self._decode(self._ids[: self._read])
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -37,20 +40,20 @@ class TextStream:
     def push(self, token: int) -> str:
         """Add a token; returns the text it completes, "" while a character is unfinished."""
         self._ids.append(int(token))
-        known = self._decode(self._ids[self._anchor : self._read])
         text = self._decode(self._ids[self._anchor :])
         if text.endswith(_INCOMPLETE) and len(self._ids) - self._read <= _LONGEST:
             return ""
-        return self._give(known, text)
+        return self._give(text)
 
     def flush(self) -> str:
         """The text still held back; an unfinished character at the very end reads as U+FFFD."""
-        known = self._decode(self._ids[self._anchor : self._read])
-        return self._give(known, self._decode(self._ids[self._anchor :]))
+        return self._give(self._decode(self._ids[self._anchor :])) if self._read < len(self._ids) else ""
 
-    def _give(self, known: str, text: str) -> str:
+    def _give(self, text: str) -> str:
+        new = text[len(self._known) :]
         self._anchor, self._read = self._read, len(self._ids)
-        return text[len(known) :]
+        self._known = self._decode(self._ids[self._anchor :])
+        return new
 
 
 def pieces(tokenizer: Any, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:

@@ -50,7 +50,15 @@ class Sample:
 
 @dataclass
 class Start(Event):
-    """What is asked of which model under which settings."""
+    """What is asked of which model under which settings.
+
+    Args:
+        schema: version of these frames. version: of this package. model, base: names; dtype, device: how it runs.
+        untrained: True while thoughts cannot change a prediction (the mixing head is at its start).
+        prompts, prompt_ids: what each sequence starts from, as text and as ids.
+        chat: True where the prompts went through a chat template.
+        settings: the generation settings. phase: "reason" or "answer".
+    """
 
     event: ClassVar[str] = "start"
     schema: int
@@ -62,6 +70,7 @@ class Start(Event):
     untrained: bool
     prompts: list[str]
     prompt_ids: list[list[int]]
+    chat: bool
     settings: dict[str, Any]
     phase: str = "answer"
 
@@ -172,11 +181,14 @@ class Trace:
 
     def context(self, position: int, width: int = 40) -> str:
         """The last `width` characters of visible text before the thought at `position`."""
-        prompt = len(self.prompt_ids)
-        said = "".join(token.text for token in self.tokens if token.position <= position)
-        if position < prompt or len(said) < width:
-            said = self.start.prompts[self.sequence] + said
-        return said[-width:]
+        text = self.said(position)
+        if len(text) < width:
+            text = self.start.prompts[self.sequence] + text
+        return text[-width:]
+
+    def said(self, position: int) -> str:
+        """The emitted text up to `position`, the prompt left out."""
+        return "".join(token.text for token in self.tokens if token.position <= position)
 
     def most_influential(self, count: int | None = None) -> list[ThoughtEvent]:
         """Thoughts by how much they moved the prediction: KL(mixed || base), largest first."""

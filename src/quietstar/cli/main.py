@@ -1,0 +1,76 @@
+"""The command `quietstar` and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from quietstar._version import __version__
+from quietstar.cli import bench, score, think
+from quietstar.errors import QuietStarError
+
+app = typer.Typer(
+    name="quietstar", invoke_without_command=True, add_completion=False, rich_markup_mode=None,
+    help="See, train and test what a language model thinks before it speaks.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)  # fmt: skip
+app.command(name="think")(think.think)
+app.command(name="score")(score.score)
+app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"quietstar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """See, train and test what a language model thinks before it speaks."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        code = app(standalone_mode=False)
+    except QuietStarError as error:
+        _leave(f"quietstar: {error}", 2)
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except typer.TyperException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", None) or "quietstar"
+        _leave(f"quietstar: {error.format_message().rstrip('.')}; see `{where} --help`", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of a pipe left: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _leave("quietstar: no space left on the disk; free some and try again", 2)
+    except MemoryError:
+        _leave("quietstar: out of memory; try a shorter text, --thought-length or --samples smaller", 2)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(" ".join(line.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

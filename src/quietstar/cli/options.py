@@ -1,0 +1,62 @@
+"""Options that several commands share, and loading a model for a command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from quietstar.api import QuietStar
+
+_MODEL, _THINKING, _ANSWER = "Model", "Thinking", "Answer"
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", rich_help_panel=_MODEL,
+        help="default (SmolLM2-135M-Instruct, fetched once), a folder, a .gguf file or a hub name.",
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; auto is the checkpoint's own.")
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
+Quantize = Annotated[str | None, typer.Option(metavar="BITS", help="4bit or 8bit, through bitsandbytes.")]
+ThoughtLength = Annotated[
+    int | None, typer.Option("--thought-length", "-t", metavar="T", help="Tokens in a thought; the model's own (8).")
+]
+Samples = Annotated[int, typer.Option(metavar="P", help="Thoughts at each position; their predictions are averaged.")]
+ThoughtTemperature = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Of the thoughts; 0 is greedy. 0 for one sample, 1 for several unless given."),
+]
+Control = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What stands in a thought's place: own, none, filler, shuffled, donor, only or truncated:J.",
+    ),
+]
+MixingWeight = Annotated[
+    float | None, typer.Option(metavar="W", help="A fixed mixing weight in place of the head's, as an experiment.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same output.")]
+
+
+def load(model: str, dtype: str, device: str, quantize: str | None) -> QuietStar:
+    """The model a command asked for, without the chatter of libraries."""
+    import warnings
+
+    from transformers.utils import logging as chatter
+
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+
+    from quietstar.api import QuietStar
+
+    return QuietStar.from_pretrained(model, dtype=dtype, device=device, quantize=quantize)

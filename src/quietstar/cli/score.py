@@ -1,0 +1,125 @@
+"""`quietstar score`: what thoughts are worth on given texts, with controls and intervals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quietstar.cli import options
+
+if TYPE_CHECKING:
+    from quietstar.evals.losses import Interval, LossReport
+
+
+def score(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Text files, or JSONL with a text field.")],
+    model: options.Model = "default",
+    field: Annotated[str, typer.Option(metavar="NAME", help="The text field of JSONL lines.")] = "text",
+    controls: Annotated[
+        str, typer.Option(metavar="LIST", help="Controls beside the own thoughts, separated by commas, or none.")
+    ] = "filler,donor,shuffled",
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Read the first N documents only.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read N tokens of each document at most.")] = None,
+    window: Annotated[int, typer.Option(metavar="N", help="Tokens read at once; longer documents are cut.")] = 512,
+    thought_length: options.ThoughtLength = None,
+    samples: options.Samples = 1,
+    thought_temperature: options.ThoughtTemperature = None,
+    mixing_weight: options.MixingWeight = None,
+    seed: options.Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    quantize: options.Quantize = None,
+) -> None:
+    """Think at every position of texts and tell how well the true next tokens are predicted.
+
+    Losses are nats per predicted token: base (no thought), own (the own thought mixed in), only (the thought alone),
+    and each control in the thought's place. Effects are above zero where a thought helps: compute = base - filler,
+    content = donor - own. Intervals are 95 % bootstraps over documents.
+    """
+    from quietstar.errors import QuietStarError
+    from quietstar.evals.losses import evaluate, names_of, read_documents
+    from quietstar.interventions import Control
+
+    names = [str(Control.parse(name)) for name in names_of(controls)]
+    documents = read_documents(files, field)
+    if limit is not None:
+        if limit < 1:
+            raise QuietStarError(f"--limit must be at least 1, got {limit}")
+        documents = documents[:limit]
+    thinker = options.load(model, dtype, device, quantize)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("scoring", total=1.0)
+        report = evaluate(
+            thinker, documents, controls=names, window=window, max_tokens=max_tokens, thought_length=thought_length,
+            samples=samples, thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed,
+            told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
+        )  # fmt: skip
+    for name in report.skipped:
+        print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=1))
+    else:
+        _print(report)
+
+
+def _print(report: LossReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    kinds = list(report.losses)
+
+    def table(title: str, columns: list[str]) -> Table:
+        made = Table(
+            title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold"
+        )
+        for number, column in enumerate(columns):
+            made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        return made
+
+    documents = table("Loss, nats per predicted token", ["document", "tokens", *kinds])
+    for row in report.documents:
+        documents.add_row(Text(row["document"]), str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds))
+    documents.add_section()
+    documents.add_row("all", str(report.tokens), *(f"{report.losses[kind].mean:.4f}" for kind in kinds))
+    documents.add_row("95 %", "", *(_range(report.losses[kind]) for kind in kinds))
+    console.print(documents)
+
+    effects = table("\nEffects, nats; above 0 the thought helps", ["effect", "mean", "95 %"])
+    for name, found in report.effects.items():
+        effects.add_row(name, f"{found.mean:+.4f}", _range(found))
+    effects.add_row("flipped argmax", f"{report.flipped.mean:.2%}", _range(report.flipped))
+    effects.add_row("mixing weight", f"{report.weight.mean:.4f}", _range(report.weight))
+    effects.add_row("KL(mixed || base)", f"{report.kl.mean:.4f}", _range(report.kl))
+    console.print(effects)
+
+    deciles = table("\nBy decile of base difficulty", ["decile", "tokens", "base from", *kinds, *report.effects])
+    for row in report.deciles:
+        deciles.add_row(
+            str(row["decile"]), str(row["tokens"]), f"{row['from']:.3f}",
+            *(f"{row['losses'][kind]:.4f}" for kind in kinds),
+            *(_signed(row["effects"][name]) for name in report.effects),
+        )  # fmt: skip
+    console.print(deciles)
+    if len(report.documents) == 1:
+        console.print(Text("one document: no interval; give more to have one", style="dim"))
+
+
+def _range(found: Interval) -> str:
+    return "-" if found.low is None or found.high is None else f"{found.low:.4f}..{found.high:.4f}"
+
+
+def _signed(found: dict[str, float | None]) -> str:
+    """An effect with the half-width of its interval."""
+    mean, low, high = found["mean"], found["low"], found["high"]
+    assert mean is not None
+    return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f}±{(high - low) / 2:.4f}"

@@ -1,0 +1,1 @@
+"""Evaluations: what thoughts are worth, always with controls and intervals."""

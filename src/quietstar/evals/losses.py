@@ -1,0 +1,239 @@
+"""Losses of texts with and without thoughts, with controls, intervals over documents, and by difficulty.
+
+Every figure is a mean over predicted tokens in nats; every interval is a 95 % percentile bootstrap over documents
+(resampled whole, so that tokens of one document stay together).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from quietstar.errors import QuietStarError
+
+if TYPE_CHECKING:
+    from quietstar.api import QuietStar
+
+CONTROLS = ("filler", "donor", "shuffled")
+RESAMPLES = 2000
+
+
+@dataclass
+class Document:
+    """A named text."""
+
+    name: str
+    text: str
+
+
+def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Document]:
+    """Documents of text files (one each) and JSONL files (one a line, the text in `field`).
+
+    Raises:
+        QuietStarError: a missing or unreadable file, a broken line, a missing field; names file and line.
+    """
+    documents = []
+    for given in files:
+        path = Path(given)
+        try:
+            content = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise QuietStarError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+        except OSError as error:
+            raise QuietStarError(f"cannot read {path}: {error.strerror}") from error
+        if path.suffix.lower() not in (".jsonl", ".ndjson"):
+            documents.append(Document(path.name, content))
+            continue
+        for number, line in enumerate(content.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise QuietStarError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                have = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
+                raise QuietStarError(f"{path}, line {number} has no text field {field!r} (it has {have}); give --field")
+            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[field]))
+    return documents
+
+
+@dataclass
+class Interval:
+    """A mean over predicted tokens with its 95 % bootstrap interval; None where one document is too few for one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class LossReport:
+    """What `evaluate` found.
+
+    Args:
+        losses: mean loss of "base", "own", "only" and each control.
+        effects: "own gain" = base - own; "compute" = base - filler; "content" = donor - own; "own over filler".
+        documents: the same losses a document. deciles: losses and effects by base difficulty, easiest first.
+        flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
+        settings: everything needed to run it again.
+    """
+
+    tokens: int
+    losses: dict[str, Interval]
+    effects: dict[str, Interval]
+    documents: list[dict[str, Any]]
+    deciles: list[dict[str, Any]]
+    flipped: Interval
+    weight: Interval
+    kl: Interval
+    skipped: list[str]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    model: QuietStar,
+    documents: Sequence[Document],
+    *,
+    controls: Sequence[str] = CONTROLS,
+    window: int = 512,
+    max_tokens: int | None = None,
+    thought_length: int | None = None,
+    samples: int = 1,
+    thought_temperature: float | None = None,
+    mixing_weight: float | None = None,
+    seed: int = 0,
+    told: Callable[[str, float], None] = lambda name, share: None,
+) -> LossReport:
+    """Score every document with its own thoughts and with each control.
+
+    Args:
+        window: tokens read at once; longer documents are cut into windows, each read for itself.
+        max_tokens: read at most so many tokens of each document.
+        told: told the name of each document and the share of all tokens done.
+    """
+    if window < 2:
+        raise QuietStarError(f"window must be at least 2 tokens, got {window}")
+    if max_tokens is not None and max_tokens < 2:
+        raise QuietStarError(f"max_tokens must be at least 2, got {max_tokens}")
+    encoded, skipped = [], []
+    for document in documents:
+        ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        if len(ids) < 2:
+            skipped.append(document.name)
+        else:
+            encoded.append((document, ids))
+    if not encoded:
+        raise QuietStarError("no document has two tokens or more; there is nothing to score")
+    total = sum(len(ids) for _, ids in encoded)
+    done = 0
+    parts: list[dict[str, np.ndarray]] = []
+    for number, (document, ids) in enumerate(encoded):
+        for start in range(0, len(ids), window):
+            piece = ids[start : start + window]
+            told(document.name, done / total)
+            done += len(piece)
+            if len(piece) < 2 or ("donor" in controls and len(piece) < 3):
+                continue
+            score = model.score(
+                piece, controls=controls, thought_length=thought_length, samples=samples,
+                thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
+            )  # fmt: skip
+            columns = {
+                "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
+                "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
+            }  # fmt: skip
+            columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
+            part = {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+            parts.append(part | {"document": np.full(len(piece) - 1, number)})
+    if not parts:
+        raise QuietStarError("no document is long enough for the donor control; give longer texts or --controls none")
+    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    names = [document.name for document, _ in encoded]
+    settings = dict(
+        model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
+        max_tokens=max_tokens, thought_length=thought_length or model.config.thought_length, samples=samples,
+        thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
+    )  # fmt: skip
+    return _report(table, names, list(controls), skipped, settings, seed)
+
+
+def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Differences per token in nats, above zero where the thought helps; see `LossReport`."""
+    found = {"own gain": table["base"] - table["own"]}
+    if "filler" in table:
+        found["compute"] = table["base"] - table["filler"]
+    if "donor" in table:
+        found["content"] = table["donor"] - table["own"]
+    if "filler" in table:
+        found["own over filler"] = table["filler"] - table["own"]
+    return found
+
+
+def _report(
+    table: dict[str, np.ndarray], names: list[str], controls: list[str], skipped: list[str], settings: dict[str, Any],
+    seed: int,
+) -> LossReport:  # fmt: skip
+    documents_of = table["document"]
+    kinds = ["base", "own", "only", *controls]
+
+    def interval(values: np.ndarray, where: np.ndarray | None = None) -> Interval:
+        return bootstrap(values, documents_of, where, seed)
+
+    effects = effects_of(table)
+    per_document = []
+    for number, name in enumerate(names):
+        mine = documents_of == number
+        if mine.any():
+            row = {kind: float(table[kind][mine].mean()) for kind in kinds}
+            per_document.append({"document": name, "tokens": int(mine.sum()), **row})
+    edges = np.quantile(table["base"], np.linspace(0, 1, 11))
+    decile_of = np.clip(np.searchsorted(edges, table["base"], side="right") - 1, 0, 9)
+    deciles = []
+    for number in range(10):
+        mine = decile_of == number
+        if mine.any():
+            deciles.append(
+                {
+                    "decile": number + 1, "tokens": int(mine.sum()), "from": float(edges[number]),
+                    "losses": {kind: float(table[kind][mine].mean()) for kind in kinds},
+                    "effects": {name: asdict(interval(values, mine)) for name, values in effects.items()},
+                }
+            )  # fmt: skip
+    return LossReport(
+        tokens=len(documents_of), losses={kind: interval(table[kind]) for kind in kinds},
+        effects={name: interval(values) for name, values in effects.items()}, documents=per_document, deciles=deciles,
+        flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
+        skipped=skipped, settings=settings,
+    )  # fmt: skip
+
+
+def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None = None, seed: int = 0) -> Interval:
+    """Mean of `values` with a 95 % percentile bootstrap interval over whole groups (documents)."""
+    if where is not None:
+        values, groups = values[where], groups[where]
+    kinds, index = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    mean = float(values.mean())
+    if len(kinds) < 2:
+        return Interval(mean, None, None)
+    found = stats.bootstrap(
+        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
+        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed), batch=200,
+    ).confidence_interval  # fmt: skip
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def names_of(text: str) -> Iterable[str]:
+    """Control names from a comma-separated list, "none" for no control at all."""
+    return [] if text.strip() in ("", "none") else [name.strip() for name in text.split(",")]
