@@ -185,27 +185,33 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         """
         if tokens is not None:
             return self._rethink(prefix, place, tokens)
-        rows = Rows(prefix, place.sequence, place.position + 1, capacity=length + 2)
-        count, dtype = len(place), self._dtype
-        step_R1E = self.markers.opening(dtype).expand(count, 1, -1)
+        # the start marker says the same to all samples of a place: run it once for each and share its states
+        places_2U, row_of_R = torch.stack([place.sequence, place.position]).unique_consecutive(
+            dim=1, return_inverse=True
+        )
+        rows = Rows(prefix, places_2U[0], places_2U[1] + 1, capacity=length + 2)
+        opening_U1E = self.markers.opening(self._dtype).expand(places_2U.shape[1], 1, -1)
+        hidden_RE = rows.extend(opening_U1E)[:, -1][row_of_R]
+        if len(place) > places_2U.shape[1]:
+            rows = rows.select(row_of_R)
+        closing_R1E = self.markers.closing(self._dtype).expand(len(place), 1, -1)
+        if not length:
+            none = torch.zeros(len(place), 0, device=hidden_RE.device)
+            return Thought(none.long(), none, rows.extend(closing_R1E)[:, -1])
         chosen: list[Tensor] = []
         logprobs: list[Tensor] = []
         keys = [x.cpu().numpy() for x in (place.sequence, place.position, place.sample)]
         for j in range(length):
-            hidden_RE = rows.extend(step_R1E)[:, -1]
-            uniform_R = (
-                None if temperature == 0.0 else torch.from_numpy(uniforms(seed, THOUGHT, *keys, j)).to(hidden_RE.device)
-            )
+            uniform_R = None
+            if temperature != 0.0:
+                uniform_R = torch.from_numpy(uniforms(seed, THOUGHT, *keys, j)).to(hidden_RE.device)
             token_R, logprob_R = self._choose(hidden_RE, uniform_R, temperature)
             chosen.append(token_R)
             logprobs.append(logprob_R)
-            step_R1E = self.embed(token_R)[:, None]
-        closing_R1E = self.markers.closing(dtype).expand(count, 1, -1)
-        # the last token and the end marker need no choice between them: one pass of two
-        hidden_RE = rows.extend(torch.cat([step_R1E, closing_R1E], dim=1))[:, -1]
-        if not length:
-            empty = torch.zeros(count, 0, device=hidden_RE.device)
-            return Thought(empty.long(), empty, hidden_RE)
+            step_RLE = self.embed(token_R)[:, None]
+            if j == length - 1:  # no choice between the last token and the end marker: one pass of two
+                step_RLE = torch.cat([step_RLE, closing_R1E], dim=1)
+            hidden_RE = rows.extend(step_RLE)[:, -1]
         return Thought(torch.stack(chosen, dim=1), torch.stack(logprobs, dim=1), hidden_RE)
 
     def _rethink(self, prefix: Prefix, place: Place, tokens: Tensor) -> Thought:
@@ -226,10 +232,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return torch.cat([opening.expand(count, 1, -1), self.embed(tokens), closing.expand(count, 1, -1)], dim=1)
 
     def _choose(self, hidden: Tensor, uniform: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-        parts = [
-            choose(self.logits(hidden[r]), None if uniform is None else uniform[r], temperature)
-            for r in chunks(hidden.shape[0], UNEMBED_ROWS)
-        ]
+        parts = []
+        for r in chunks(hidden.shape[0], 4 * UNEMBED_ROWS):  # one product in the model's dtype ...
+            logits_RV, uniform_R = self.unembed(hidden[r]), None if uniform is None else uniform[r]
+            for q in chunks(logits_RV.shape[0], UNEMBED_ROWS):  # ... and fp32 in smaller parts
+                logits = ban(logits_RV[q], self.config.marker_ids)
+                parts.append(choose(logits, None if uniform_R is None else uniform_R[q], temperature))
         return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
 
     @property

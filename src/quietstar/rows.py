@@ -210,7 +210,7 @@ class Rows:
         if bool((sequence[1:] < sequence[:-1]).any()):
             raise ValueError("rows must be ordered by sequence")
         self.prefix = prefix
-        self.visible_R = visible
+        self.sequence_R, self.visible_R = sequence, visible
         self.capacity = capacity
         self.length = 0
         self.layers: dict[int, States] = {}
@@ -236,6 +236,16 @@ class Rows:
         hidden_RLE = _run(self.prefix.base, embeds_RLE, call)
         self.length += length
         return hidden_RLE
+
+    def select(self, index: Tensor) -> Rows:
+        """New rows that go on from these, row r from row `index[r]` (in ascending order); own states are copied."""
+        rows = Rows(self.prefix, self.sequence_R[index], self.visible_R[index], self.capacity)
+        rows.length = self.length
+        for layer, states in self.layers.items():
+            assert states.key is not None and states.value is not None
+            rows.layers[layer] = States()
+            rows.layers[layer].key, rows.layers[layer].value = states.key[index], states.value[index]
+        return rows
 
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
         states = self.layers.setdefault(layer, States())
