@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
+import re
+import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub.constants import ENDPOINT
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,8 +59,15 @@ def load(
     if name in default_model.ALIASES:
         base, tokenizer = _base(str(default_model.folder()), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME)
+    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
     with readable(name):
         config = _json(name, "config.json", revision)
+        if config is None and not name.endswith(".gguf") and not Path(name).exists():
+            raise QuietStarError(
+                f"unknown model {name!r}: neither a folder or .gguf file here nor a model of the hub"
+                + (" in the cache, and the hub cannot be reached" if _offline() else "")
+            )
         if config is not None and config.get("model_type") == QuietStarConfig.model_type:
             return _ours(cls, name, config, options)
         base, tokenizer = _base(name, options)
@@ -93,17 +106,22 @@ def fresh(
 def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """The base model and its tokenizer from a folder, a GGUF file or a hub name."""
     source: dict[str, Any] = {"revision": options["revision"], "trust_remote_code": options["trust_remote_code"]}
+    source["local_files_only"] = Path(name).exists() or _offline()
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
-            raise QuietStarError(f"no such file: {name}; give a .gguf file, a model folder or a hub name")
+            raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
         name, source["gguf_file"] = str(path.parent), path.name
     loading: dict[str, Any] = dict(source, dtype=_dtype(name, options, source))
     if "gguf_file" not in source:
         loading["use_safetensors"] = True
     if options["quantize"]:
         loading |= {"quantization_config": _quantization(options["quantize"]), "device_map": str(options["device"])}
-    base = AutoModelForCausalLM.from_pretrained(name, **loading)
+    base, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **loading)
+    if absent := sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"]):
+        raise QuietStarError(
+            f"the weights of {name} lack {absent[0]} ({len(absent)} in all); the download is incomplete"
+        )
     if not options["quantize"]:
         base.to(options["device"])
     try:
@@ -184,10 +202,22 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
         path = Path(name) / file
         return path if path.is_file() else None
     found = cached_file(
-        name, file, revision=revision, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=file == "config.json",
+        name, file, revision=revision, local_files_only=_offline(), _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return None if found is None else Path(found)
+
+
+@functools.cache
+def _offline() -> bool:
+    """True where the hub's name cannot even be resolved, so that nobody waits for retries that cannot succeed."""
+    if getproxies():
+        return False  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -205,10 +235,7 @@ def readable(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
         if not Path(name).exists() and isinstance(error, OSError):
-            raise QuietStarError(
-                f"unknown model {name!r}: neither a folder or .gguf file here nor a model the hub gave "
-                f"({_first_line(error)})"
-            ) from error
+            raise QuietStarError(f"the model {name} cannot be had from the hub: {_first_line(error)}") from error
         raise QuietStarError(f"the model {name} cannot be loaded: {_first_line(error)}") from error
 
 
@@ -304,6 +331,7 @@ def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None
             if model.base is not inner:
                 raise QuietStarError("merge the adapter first (merge_and_unload) to save the base with it")
             inner.save_pretrained(folder / "base")
+            model.config.base_hash = fingerprint(inner)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder / "base")
         if model.base is not inner:

@@ -54,7 +54,8 @@ def load(model: str, dtype: str, device: str, quantize: str | None) -> QuietStar
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
 
     from quietstar.api import QuietStar
