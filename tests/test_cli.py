@@ -136,7 +136,7 @@ def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
         (["think", "x", "--temperature", "-1"], "temperature must be 0"),
         (["think", "x", "--top-p", "2"], "top_p must be above 0"),
         (["think", "x", "-n", "0"], "max_new_tokens must be at least 1, got 0"),
-        (["think", "x", "-n", "many"], "'many' is not a valid"),
+        (["think", "x", "-n", "many"], "'--max-new-tokens' / '-n': Input should be a valid integer"),
         (["think", "x", "--thought-length", "-3"], "thought_length must be at least 0, got -3"),
         (["think", "x", "--samples", "0"], "samples must be at least 1"),
         (["think", "x", "--show", "-1"], "--show must be at least 0"),

