@@ -1,13 +1,15 @@
 # make think            ask the built-in question and read the thoughts
 # make think ASK="..."  ask yours
 # make test             lint, types and every test
+# make bench            what thinking costs on this machine
+# make docs             write docs/commands.md and the README's picture anew
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-ASK ?= A farmer has 3 fields with 12 apple trees each. How many trees are there?
+ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think test lint types unit bench clean
+.PHONY: think test lint types unit bench docs clean
 
 think: $(VENV)/installed
 	@$(BIN)/quietstar think "$(ASK)"
@@ -15,8 +17,8 @@ think: $(VENV)/installed
 test: lint types unit
 
 lint: $(VENV)/tested
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff format --check src tests docs
 
 types: $(VENV)/tested
 	$(BIN)/mypy
@@ -27,14 +29,18 @@ unit: $(VENV)/tested
 bench: $(VENV)/installed
 	$(BIN)/quietstar bench
 
+docs: $(VENV)/installed
+	$(BIN)/python docs/make.py
+
 $(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("quietstar needs Python 3.11 or newer; this is %s. Say which one: make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

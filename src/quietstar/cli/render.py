@@ -80,7 +80,7 @@ class Screen:
         thought, self.pending = self.pending, None
         self.printed += len(event.text)
         if self.live:
-            line = Text(f"{visible(event.text):<14} ", style="bold")
+            line = Text().append(f"{visible(event.text):<14} ", style="bold")
             if thought is not None:
                 line.append_text(_summary(thought))
             self.console.print(line)
@@ -124,7 +124,7 @@ def lines(trace: Trace, thoughts: Iterable[ThoughtEvent]) -> list[Text]:
     """Thoughts as a readable list: context, {thought}, numbers, and the next token three ways."""
     out = []
     for thought in thoughts:
-        head = Text(f"{thought.position:>5}  ", style="dim")
+        head = Text().append(f"{thought.position:>5}  ", style="dim")
         head.append(_context(trace, thought.position))
         out.append(head.append_text(Text(" ")).append_text(_thought_text(thought)))
         out.append(Text("       ").append_text(_numbers(thought)))
@@ -145,7 +145,8 @@ def _thought_text(thought: ThoughtEvent) -> Text:
 
 
 def _numbers(thought: ThoughtEvent) -> Text:
-    text = Text(f"w {thought.weight:.3f}  KL {thought.kl:.4f}  ", style="dim")
+    text = Text().append("w ", style="dim").append(f"{thought.weight:.3f}")
+    text.append("  KL ", style="dim").append(f"{thought.kl:.4f}  ")
     for label, choices in (("without", thought.base), ("with", thought.mixed), ("only", thought.only)):
         text.append(f"{label} ", style="dim").append(_choice(choices)).append("  ")
     if thought.flipped:

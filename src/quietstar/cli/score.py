@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Text files, or JSONL with a text field.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, or JSONL with a text field.")],
     model: options.Model = "default",
     field: Annotated[str, typer.Option(metavar="NAME", help="The text field of JSONL lines.")] = "text",
     controls: Annotated[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def think(
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="What to ask; read from standard input when left out or -.")
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; read from standard input when left out or -.")
     ] = None,
     model: options.Model = "default",
     thought_length: options.ThoughtLength = None,

@@ -1,0 +1,69 @@
+"""Writes what the docs show of the program itself: docs/commands.md (the real help) and docs/think.svg (a real run)."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMANDS = ("", "think", "score", "bench")
+PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]
+
+
+def commands() -> str:
+    """The page of commands, from the program's own help."""
+    parts = ["# Commands\n\nThe help of every command, as the program prints it (`make docs` writes this page).\n"]
+    for name in COMMANDS:
+        words = ["quietstar", *name.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "quietstar.cli.main", *name.split(), "--help"],
+            capture_output=True, text=True, check=True, env={"COLUMNS": "100", "PATH": ""},
+        )  # fmt: skip
+        parts.append(f"## {' '.join(words)}\n\n```text\n{done.stdout.strip()}\n```\n")
+    return "\n".join(parts)
+
+
+def picture() -> str:
+    """A terminal picture of one real run of `quietstar think` with the default model."""
+    from rich.console import CONSOLE_SVG_FORMAT, Console
+    from rich.text import Text
+
+    from quietstar import QuietStar
+    from quietstar.cli.render import Screen
+
+    console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    question, *options = PICTURE
+    console.print(Text(f'$ quietstar think "{question}" {" ".join(options)}', style="bold"))
+
+    class Wrapped(Screen):
+        """Streams like the terminal's, but wrapped by words, as a picture does not wrap by itself."""
+
+        answer = Text()
+
+        def _write(self, text: Text) -> None:
+            self.answer += text
+
+        def finish(self, interrupted: bool = False) -> None:
+            self.console.print(self.answer)
+            self.answer = Text()
+            super().finish(interrupted)
+
+    screen = Wrapped(show=int(options[-1]))
+    screen.console = console
+    for event in QuietStar.from_pretrained("default").stream(question, mixing_weight=float(options[1])):
+        screen.event(event)
+    screen.finish()
+    # no font from the network, no link to anywhere
+    local_fonts = re.sub(r"@font-face {{.*?}}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace(
+        "https://www.textualize.io", ""
+    )
+    return console.export_svg(title="quietstar", code_format=local_fonts, unique_id="quietstar")
+
+
+if __name__ == "__main__":
+    (HERE / "commands.md").write_text(commands(), encoding="utf-8")
+    if "--no-picture" not in sys.argv:
+        (HERE / "think.svg").write_text(picture(), encoding="utf-8")
