@@ -28,6 +28,15 @@ def test_saves_only_what_was_trained_and_loads_it_back(tiny, tmp_path):
     assert says(again) == says(tiny)
 
 
+def test_the_auto_class_of_transformers_loads_it(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    tiny.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert isinstance(again, QuietStar) and says(again) == says(tiny)
+    assert again(torch.tensor([[3, 4, 5]])).logits.shape == (1, 3, again.vocabulary)
+
+
 def test_a_trained_base_is_saved_too(tiny, tmp_path):
     with torch.no_grad():
         tiny.base.model.norm.weight.add_(0.5)

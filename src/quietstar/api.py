@@ -64,6 +64,7 @@ class QuietStar(ThinkingModel):
         device: str | torch.device | None = None,
         quantize: str | None = None,
         trust_remote_code: bool = False,
+        **handed_over: Any,
     ) -> QuietStar:
         """Load a thinking model, or put an untrained head around a base model.
 
@@ -75,11 +76,14 @@ class QuietStar(ThinkingModel):
             device: where to put it; CUDA if there is one.
             quantize: "4bit" or "8bit" for the base, through bitsandbytes.
             trust_remote_code: run model code from the checkpoint; off unless asked.
+            handed_over: what transformers' auto classes add of their own accord; anything else is refused.
 
         Raises:
             QuietStarError: unknown, broken or unreachable model, wrong value.
             UnsupportedModel: a family rows cannot serve, with the reason.
         """
+        if unknown := set(handed_over) - {"config", "adapter_kwargs"}:
+            raise QuietStarError(f"unknown option {sorted(unknown)[0]!r} of from_pretrained")
         model: QuietStar = checkpoints.load(
             cls, str(name), revision=revision, dtype=dtype, device=device, quantize=quantize,
             trust_remote_code=trust_remote_code,

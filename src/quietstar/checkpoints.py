@@ -72,7 +72,8 @@ def load(
             return _ours(cls, name, config, options)
         base, tokenizer = _base(name, options)
         extra = _published(name, revision) if config is not None and not name.endswith(".gguf") else {}
-    model = fresh(cls, base, tokenizer, name=name, revision=revision)
+    known_as = str(Path(name).resolve()) if Path(name).exists() else name
+    model = fresh(cls, base, tokenizer, name=known_as, revision=revision)
     if extra:
         _fill_published(model, extra, config or {})
     return model

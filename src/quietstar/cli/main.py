@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -47,23 +46,20 @@ def main() -> None:
         code = app(prog_name="quietstar", standalone_mode=False)
     except QuietStarError as error:
         _leave(f"quietstar: {error}", 2)
-    except typer.Exit as error:
-        raise SystemExit(error.exit_code) from None
     except typer.TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", None) or "quietstar"
         _leave(f"quietstar: {error.format_message().rstrip('.')}; see `{where} --help`", 2)
     except (KeyboardInterrupt, typer.Abort):
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of a pipe left: nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        code = 130
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _leave("quietstar: no space left on the disk; free some and try again", 2)
     except MemoryError:
         _leave("quietstar: out of memory; try a shorter text, --thought-length or --samples smaller", 2)
-    raise SystemExit(code if isinstance(code, int) else 0)
+    if code == 130:
+        _leave("quietstar: interrupted; what was finished is above", 130)
+    raise SystemExit(code if isinstance(code, int) else 0)  # a command's own value is no exit code
 
 
 def _leave(line: str, code: int) -> NoReturn:
