@@ -66,7 +66,8 @@ class Oracle:
                         "thought": thought,
                         "w": found["w"].item(),
                         **{k: float(v[ids[i + 1]]) for k, v in logprobs.items()},
-                        "kl": float((logprobs["mixed"].exp() * (logprobs["mixed"] - logprobs["base"])).sum()),
+                        "all_mixed": logprobs["mixed"],
+                        "all_base": logprobs["base"],
                     }
                 )
         return out

@@ -40,9 +40,33 @@ def test_the_auto_class_of_transformers_loads_it(tiny, tmp_path):
 def test_a_trained_base_is_saved_too(tiny, tmp_path):
     with torch.no_grad():
         tiny.base.model.norm.weight.add_(0.5)
+    for folder in ("saved", "again"):
+        tiny.save_pretrained(tmp_path / folder)
+        assert (tmp_path / folder / "base" / "model.safetensors").exists()
+        loaded = QuietStar.from_pretrained(tmp_path / folder, dtype="float32")
+        assert says(loaded) == says(tiny)
+    loaded.save_pretrained(tmp_path / "third")
+    assert says(QuietStar.from_pretrained(tmp_path / "third", dtype="float32")) == says(tiny)
+
+
+@pytest.mark.parametrize("weight", ["model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight"])
+def test_training_any_weight_of_the_base_is_noticed(tiny, tmp_path, weight):
+    parameter = dict(tiny.base.named_parameters())[weight]
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2)
+    tiny.base(input_ids=torch.tensor([[3, 4, 5, 6]]), labels=torch.tensor([[3, 4, 5, 6]])).loss.backward()
+    optimizer.step()
     tiny.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "base" / "model.safetensors").exists()
-    assert says(QuietStar.from_pretrained(tmp_path / "saved", dtype="float32")) == says(tiny)
+    assert (tmp_path / "saved" / "base").exists()
+
+
+def test_a_base_given_as_a_model_is_saved_unless_its_name_is_given(tiny_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    QuietStar.from_base(base).save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "base").exists()
+    QuietStar.from_base(base, base_name=tiny_folder).save_pretrained(tmp_path / "named")
+    assert not (tmp_path / "named" / "base").exists()
 
 
 def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
@@ -52,7 +76,6 @@ def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model = trained(QuietStar.from_base(adapted, AutoTokenizer.from_pretrained(tiny_folder)))
-    model.config.base_name = tiny_folder
     model.save_pretrained(tmp_path / "saved")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         p.name for p in (tmp_path / "saved/adapter").iterdir()

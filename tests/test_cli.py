@@ -228,7 +228,7 @@ def test_score_prints_a_table_and_json(run, folder, tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("the quick brown fox thinks before it speaks")
     lines = tmp_path / "b.jsonl"
-    lines.write_text("".join(json.dumps({"id": f"d{n}", "body": "the thing says " * (n + 1)}) + "\n" for n in range(4)))
+    lines.write_text("".join(json.dumps({"id": f"d{n}", "body": "the thing says " * (n + 1)}) + "\n" for n in range(5)))
     code, out, _ = run("score", str(lines), "--field", "body", "--model", folder, "-t", "2")
     assert code == 0
     for word in (
@@ -239,7 +239,7 @@ def test_score_prints_a_table_and_json(run, folder, tmp_path):
         "donor",
         "shuffled",
         "d0",
-        "d3",
+        "d4",
         "95 %",
         "compute",
         "content",

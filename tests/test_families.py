@@ -33,9 +33,13 @@ def test_score_equals_full_recomputation(family, side):
         for n, i in enumerate(columns[:-1]):
             pair = expected[2 * n : 2 * n + 2]
             assert score.thoughts[b, i].tolist() == [one["thought"] for one in pair]
-            for found, key in ((score.mixing_weight, "w"), (score.kl, "kl")):
-                wanted = sum(one[key] for one in pair) / 2
-                torch.testing.assert_close(float(found[b, i]), wanted, rtol=1e-3, atol=2e-4)
+            w = sum(one["w"] for one in pair) / 2
+            torch.testing.assert_close(float(score.mixing_weight[b, i]), w, rtol=1e-3, atol=2e-4)
+            mean = torch.stack([one["all_mixed"] for one in pair]).logsumexp(0) - torch.tensor(2.0).log()
+            base_all = pair[0]["all_base"]
+            kl = (mean.exp() * (mean - base_all)).sum()
+            torch.testing.assert_close(score.kl[b, i], kl, rtol=1e-3, atol=2e-4)
+            assert bool(score.flipped[b, i]) == (int(mean.argmax()) != int(base_all.argmax()))
             for found, key in ((score.base_logprobs, "base"), (score.mixed_logprobs, "mixed"),
                                (score.thought_logprobs, "only")):  # fmt: skip
                 wanted = torch.tensor([one[key] for one in pair]).logsumexp(0) - torch.tensor(2.0).log()

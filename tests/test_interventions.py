@@ -6,19 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar import QuietStarError
-from quietstar.interventions import Control, donors, shuffled, truncated
+from quietstar.interventions import Control, donor_positions, shuffled, truncated
 
 
 @given(st.integers(2, 300), st.integers(0, 1000))
-def test_nobody_is_his_own_donor_and_everybody_gives_once(places, seed):
-    index = donors(places, seed)
-    assert sorted(index.tolist()) == list(range(places))
-    assert (index != torch.arange(places)).all()
-
-
-def test_a_single_thought_has_no_donor():
-    with pytest.raises(QuietStarError, match="two positions"):
-        donors(1, 0)
+def test_donors_are_earlier_positions_of_the_same_text(places, seed):
+    position = torch.arange(places)
+    donor = donor_positions(seed, torch.zeros_like(position), position)
+    assert donor[0] == -1 and (donor[1:] >= 0).all() and (donor < position).all()
+    half = position[places // 2 :]
+    assert (donor_positions(seed, torch.zeros_like(half), half) == donor[places // 2 :]).all()
 
 
 def test_shuffling_permutes_each_thought_by_place():

@@ -8,7 +8,8 @@ from quietstar.evals.losses import Document, bootstrap, effects_of, evaluate, re
 
 
 def test_totals_are_means_over_the_tokens_of_score(tiny):
-    documents = [Document("a", "the quick brown fox jumps"), Document("b", "it says the thing and then thinks")]
+    texts = ["the quick brown fox jumps", "it says the thing and then thinks", "a b c", "before it", "then the end"]
+    documents = [Document(text[:3], text) for text in texts]
     report = evaluate(tiny, documents, thought_length=2, controls=["filler", "donor"])
     scores = [tiny.score(d.text, thought_length=2, controls=["filler", "donor"]) for d in documents]
     for name, of in (
@@ -49,7 +50,7 @@ def test_intervals_are_over_documents_not_tokens():
     found = bootstrap(shared, groups)
     width = found.high - found.low
     assert width == pytest.approx(2 * 1.96 * shared[::50].std() / np.sqrt(40), rel=0.25)
-    assert bootstrap(shared[:50], groups[:50]).low is None
+    assert bootstrap(shared[:200], groups[:200]).low is None  # four documents are too few
     assert bootstrap(shared, groups) == found
 
 

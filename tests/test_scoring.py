@@ -9,7 +9,7 @@ import torch
 
 from conftest import trained
 from quietstar import QuietStar, QuietStarError, scoring
-from quietstar.interventions import donors
+from quietstar.interventions import donor_positions
 from tiny import thinking
 
 TEXT = "the quick brown fox thinks"
@@ -31,9 +31,11 @@ def test_base_numbers_are_those_of_the_plain_model(tiny):
 def test_controls_equal_the_same_thoughts_put_in_by_hand(tiny):
     own = tiny.score(TEXT, thought_length=4, controls=["filler", "donor", "shuffled", "truncated:2", "none", "only"])
     thoughts = own.thoughts
+    place = torch.arange(thoughts.shape[1])
+    donor = donor_positions(0, torch.zeros_like(place), place)
     by_hand = {
         "filler": torch.full_like(thoughts, scoring.filler_token(tiny)),
-        "donor": thoughts[:, donors(thoughts.shape[1], 0)],
+        "donor": torch.cat([torch.full_like(thoughts[:, :1], scoring.filler_token(tiny)), thoughts[:, donor[1:]]], 1),
         "truncated:2": thoughts[..., :2],
     }
     for name, tokens in by_hand.items():
@@ -59,7 +61,7 @@ def test_one_control_alone_equals_it_beside_the_own_thoughts(tiny, control):
 def test_results_do_not_depend_on_chunks_or_on_the_rest_of_the_batch(tiny, monkeypatch):
     options = dict(thought_length=3, samples=3, seed=2)
     whole = tiny.score([TEXT, "it says"], **options)
-    monkeypatch.setattr(scoring, "_rows_at_once", lambda *_: 3)
+    monkeypatch.setattr(scoring, "_MOST_ROWS", 34)
     monkeypatch.setattr(scoring, "UNEMBED_ROWS", 1)
     cut = tiny.score([TEXT, "it says"], **options)
     assert (whole.thoughts == cut.thoughts).all()
@@ -74,6 +76,19 @@ def test_samples_are_averaged_in_probability(tiny):
     each = [tiny.score(TEXT, thoughts=score.thoughts[:, :, p : p + 1]).mixed_logprobs for p in range(4)]
     same(score.mixed_logprobs, torch.stack(each).logsumexp(0) - math.log(4))
     same(score.sample_mixed_logprobs, torch.stack(each, -1))
+
+
+def test_many_samples_over_a_text_longer_than_a_chunk(tiny):
+    text = "x1 y2 z3 " * 12  # over 256 rows
+    score = tiny.score(text, thought_length=2, samples=3)
+    last = score.thoughts.shape[1] - 1
+    same(score.mixed_logprobs[:, last], tiny.score(text, thoughts=score.thoughts).mixed_logprobs[:, last])
+    assert score.mixed_logprobs.isfinite().all() and score.mixed_logprobs.numel() * 3 > 256
+
+
+def test_a_control_named_twice_is_computed_once(tiny):
+    score = tiny.score(TEXT, thought_length=2, controls=["own", "filler", "filler"])
+    assert set(score.controls) == {"filler"} and score.to_dict()
 
 
 def test_same_seed_same_thoughts_and_greedy_needs_none(tiny):
@@ -95,7 +110,8 @@ def test_padding_on_the_left_gives_the_same_numbers_shifted(tiny):
     for a, b in ((plain, score), (plain.controls["donor"], score.controls["donor"])):
         same(a.mixed_logprobs, b.mixed_logprobs[:, 3:])
         assert b.mixed_logprobs[:, :3].isnan().all()
-    forced = tiny.score(padded, attention_mask=mask, thoughts=score.thoughts.clamp_min(0))
+    assert score.loss() == pytest.approx(plain.loss(), rel=1e-4)
+    forced = tiny.score(padded, attention_mask=mask, thoughts=score.thoughts)
     same(forced.mixed_logprobs, score.mixed_logprobs)
     assert plain.to_dict()["sequences"][0]["ids"] == score.to_dict()["sequences"][0]["ids"]
 

@@ -63,3 +63,5 @@ def test_context_does_not_change_what_a_whole_token_says(tokenizer):
 
 def test_visible_is_one_line_without_control_characters():
     assert visible("a\nb\tc\x1b[31m\r") == "a⏎b⇥c\\x1b[31m␍"
+    assert visible("\u202e\u2028") == "\\x202e\\x2028"
+    assert visible("Bonjour\u00a0! \u3000👩\u200d👧") == "Bonjour\u00a0! \u3000👩\u200d👧"

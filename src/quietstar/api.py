@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -91,12 +92,14 @@ class QuietStar(ThinkingModel):
         return model
 
     @classmethod
-    def from_base(cls, base: PreTrainedModel, tokenizer: Any = None) -> QuietStar:
+    def from_base(cls, base: PreTrainedModel, tokenizer: Any = None, *, base_name: str | None = None) -> QuietStar:
         """Put markers ("---") and an untrained mixing head (w = 0) around a loaded causal LM, which may have adapters.
 
-        Without a tokenizer everything works on token ids.
+        Without a tokenizer everything works on token ids. `base_name` says where the very same base can be loaded from;
+        without it `save_pretrained` writes the base too, since nobody can tell whether it was changed. A base with
+        PEFT adapters is known by the name that PEFT keeps.
         """
-        model: QuietStar = checkpoints.fresh(cls, base, tokenizer)
+        model: QuietStar = checkpoints.fresh(cls, base, tokenizer, base_name)
         return model
 
     def save_pretrained(  # type: ignore[override]
@@ -121,14 +124,22 @@ class QuietStar(ThinkingModel):
         A string goes through the chat template where the tokenizer has one (`raw` leaves it out; `system` fills its
         system turn); a list of {"role", "content"} is a whole conversation; ids are taken as they are.
         """
+        if isinstance(prompt, np.ndarray):
+            prompt = torch.from_numpy(prompt)
         if isinstance(prompt, Tensor):
+            if prompt.dim() not in (1, 2) or prompt.is_floating_point():
+                raise QuietStarError(f"token ids must have shape (batch, length), got {tuple(prompt.shape)}")
+            if attention_mask is not None and attention_mask.numel() != prompt.numel():
+                raise QuietStarError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, but the ids {tuple(prompt.shape)}"
+                )
             rows = prompt if prompt.dim() == 2 else prompt[None]
             mask = torch.ones_like(rows) if attention_mask is None else attention_mask.view(rows.shape)
             ids = [self._checked(row[keep.bool()].tolist()) for row, keep in zip(rows, mask, strict=True)]
             return ids, [self._decode(one) for one in ids]
         if isinstance(prompt, str):
             prompts: list[Any] = [prompt]
-        elif (len(prompt) and isinstance(prompt[0], int)) or (len(prompt) and isinstance(prompt[0], dict)):
+        elif len(prompt) and isinstance(prompt[0], (int, np.integer, dict)):
             prompts = [prompt]
         else:
             prompts = list(prompt)
@@ -136,7 +147,7 @@ class QuietStar(ThinkingModel):
             raise QuietStarError("there is no prompt; give at least one")
         texts, ids = [], []
         for one in prompts:
-            if isinstance(one, (str, list)) and (isinstance(one, str) or (one and isinstance(one[0], dict))):
+            if isinstance(one, str) or (len(one) and isinstance(one[0], dict)):
                 text = self._render(one, raw, system)
                 encoded = self._encode(text, special=raw or not self.has_chat_template)
             else:
@@ -154,8 +165,10 @@ class QuietStar(ThinkingModel):
 
     def _is_chat(self, prompt: Prompt, raw: bool) -> bool:
         """Whether `encode` puts this prompt through a chat template."""
-        text = isinstance(prompt, str) or (isinstance(prompt, list) and isinstance(prompt[0], (str, dict)))
-        return text and not raw and self.has_chat_template
+        first = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
+        if isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        return isinstance(first, (str, dict)) and not raw and self.has_chat_template
 
     def _render(self, prompt: str | list[dict[str, str]], raw: bool, system: str | None) -> str:
         if self.tokenizer is None:
@@ -219,9 +232,9 @@ class QuietStar(ThinkingModel):
             settings = replace(settings, samples=thoughts.shape[2],
                                thought_temperature=settings.thought_temperature or None)  # fmt: skip
         chat = self._is_chat(prompt, raw)
-        return self._remember(stream_ids(self, ids, settings, texts=texts, chat=chat, thoughts=thoughts), ids[0])
+        return self._remember(stream_ids(self, ids, settings, texts=texts, chat=chat, thoughts=thoughts))
 
-    def _remember(self, events: Iterator[Event], ids: list[int]) -> Iterator[Event]:
+    def _remember(self, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on and keep the first text for `resample`."""
         trace: Trace | None = None
         for event in events:
@@ -231,16 +244,21 @@ class QuietStar(ThinkingModel):
             self._last_ids = trace.ids
             yield event
 
-    def generate(self, prompt: Prompt, **options: Any) -> Any:
+    def generate(self, prompt: Prompt | None = None, *, input_ids: Tensor | None = None, **options: Any) -> Any:
         """Generate and return text and trace, `Generation(text, trace)`; a list of them for several prompts.
 
-        Takes what `stream` takes. Example: ``text, trace = model.generate("Hello", max_new_tokens=20)``.
+        Takes what `stream` takes; `input_ids` is another name of `prompt`, for what a
+        tokenizer returned. Example: ``text, trace = model.generate("Hello", max_new_tokens=20)``.
         """
+        if (prompt is None) == (input_ids is None):
+            raise QuietStarError("give a prompt (text or token ids), once")
+        prompt = input_ids if prompt is None else prompt
+        assert prompt is not None
         done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompt, **options))]
         single = (
             isinstance(prompt, str)
             or (isinstance(prompt, Tensor) and prompt.dim() == 1)
-            or (isinstance(prompt, Sequence) and isinstance(prompt[0], (int, dict)))
+            or (isinstance(prompt, Sequence) and isinstance(prompt[0], (int, np.integer, dict)))
         )
         return done[0] if single or (isinstance(prompt, Tensor) and len(done) == 1) else done
 
@@ -267,15 +285,25 @@ class QuietStar(ThinkingModel):
         chat = self._is_chat(prompt, raw)
         lead = reason_prompt if texts[0].endswith("\n") else "\n" + reason_prompt
         first = [ids[0] + self._encode(lead, special=False)]
+        forced = self._encode(answer_prompt, special=False)
+        thought = self.config.thought_length if settings.thought_length is None else settings.thought_length
+        reserved = len(forced) + answer_tokens + 1
+        self.check_fits(len(first[0]) + reserved, thought, "prompt with its forced answer")
+        if self.context_limit is not None:  # leave room for the answer
+            room = self.context_limit - len(first[0]) - reserved - thought - 2
+            settings = replace(settings, max_new_tokens=max(1, min(settings.max_new_tokens, room)))
         reason = Trace.collect([])
         for event in stream_ids(self, first, settings, texts=[texts[0] + lead], chat=chat, phase="reason"):
             reason = reason or [Trace(event)]  # type: ignore[arg-type]
             reason[0].add(event)
             yield event
-        second = reason[0].ids + self._encode(answer_prompt, special=False)
+        end = reason[0].end
+        cut = end is not None and end.reason == "stop_string"  # tokens behind a stop string were not part of the text
+        said = first[0] + self._encode(reason[0].text, special=False) if cut else reason[0].ids
+        second = said + forced
         text = texts[0] + lead + reason[0].text + answer_prompt
         short = replace(settings, max_new_tokens=answer_tokens, stop=(*settings.stop, "\n"))
-        yield from self._remember(stream_ids(self, [second], short, texts=[text], chat=chat, phase="answer"), second)
+        yield from self._remember(stream_ids(self, [second], short, texts=[text], chat=chat, phase="answer"))
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -321,13 +349,16 @@ class QuietStar(ThinkingModel):
             ids[b, : len(row)] = torch.tensor(row, device=self.device)
             mask[b, : len(row)] = True
         if thoughts is not None:
-            thoughts = self._forced(thoughts)
+            thoughts = self._forced(thoughts, lowest=-1)  # -1 is padding, as in a score's own thoughts
             if thoughts.shape[0] != len(rows) or thoughts.shape[1] not in (width - 1, width):
                 raise QuietStarError(
                     f"thoughts must have shape (batch, positions, samples, T) = ({len(rows)}, {width - 1} or {width}, "
                     f"..., ...), got {tuple(thoughts.shape)}"
                 )
             thoughts = torch.stack([t.roll(-shift, 0) for t, shift in zip(thoughts, shifts, strict=True)])
+            if any(bool((t[: len(row) - 1] < 0).any()) for t, row in zip(thoughts, rows, strict=True)):
+                raise QuietStarError("thoughts hold -1 (padding) at a real position")
+            thoughts = thoughts.clamp_min(0)
         self._last_ids = rows[0]
         score = score_ids(
             self, ids, mask, thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
@@ -336,12 +367,18 @@ class QuietStar(ThinkingModel):
         return score.shifted(shifts)
 
     def resample(
-        self, position: int, n: int = 8, *, of: str | Trace | Generation | Sequence[int] | None = None, **options: Any
+        self,
+        position: int,
+        n: int | None = None,
+        *,
+        of: str | Trace | Generation | Sequence[int] | None = None,
+        **options: Any,
     ) -> Resampled:
         """Think n times at one position of a text and tell what each thought does to the next token.
 
         Args:
             position: the place, as in a trace or score; it predicts token position + 1.
+            n: how many thoughts; 8, or as many as `thoughts` has.
             of: a text, token ids, trace or generation; the text last generated or scored when left out.
             options: thought_length, thought_temperature (1), seed, control, mixing_weight, thoughts (n, T), show.
         """
@@ -354,12 +391,15 @@ class QuietStar(ThinkingModel):
         elif isinstance(of, Trace):
             ids = of.ids
         else:
-            ids = self._encode(of) if isinstance(of, str) else self.encode(of, raw=True)[0][0]
+            ids = self.encode(of, raw=True)[0][0]
         if options.get("thoughts") is not None:
-            options["thoughts"] = self._forced(torch.as_tensor(options["thoughts"]).view(1, 1, n, -1))
-        return resample_ids(self, list(ids), position, n, **options)
+            given = torch.as_tensor(options["thoughts"])
+            if given.dim() != 2 or n not in (None, given.shape[0]):
+                raise QuietStarError(f"thoughts must have shape (n, T) with n = {n or 'any'}, got {tuple(given.shape)}")
+            options["thoughts"], n = self._forced(given[None, None])[0, 0], given.shape[0]
+        return resample_ids(self, list(ids), position, 8 if n is None else n, **options)
 
-    def _forced(self, thoughts: Tensor) -> Tensor:
+    def _forced(self, thoughts: Tensor, lowest: int = 0) -> Tensor:
         """Check the form and ids of thoughts given from outside."""
         thoughts = torch.as_tensor(thoughts)
         if thoughts.dim() != 4 or thoughts.is_floating_point():
@@ -367,17 +407,15 @@ class QuietStar(ThinkingModel):
                 f"thoughts must be token ids of shape (batch, positions, samples, T), got {tuple(thoughts.shape)} "
                 f"of {thoughts.dtype}"
             )
-        if thoughts.numel() and not 0 <= int(thoughts.min()) <= int(thoughts.max()) < self.vocabulary:
+        if thoughts.numel() and not lowest <= int(thoughts.min()) <= int(thoughts.max()) < self.vocabulary:
             raise QuietStarError(f"thoughts hold token ids outside 0 to {self.vocabulary - 1}")
         return thoughts.long()
 
     # -- as a transformers model ------------------------------------------------------------------------------------
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
-    ) -> CausalLMOutput:
-        """Logits of the base model, as any causal LM gives them; `score` and `generate` think."""
-        output: CausalLMOutput = self.base(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+    def forward(self, input_ids: Tensor | None = None, **keywords: Any) -> CausalLMOutput:
+        """What the base model gives for the same arguments, as any causal LM; `score` and `generate` think."""
+        output: CausalLMOutput = self.base(input_ids=input_ids, **keywords)
         return output
 
 

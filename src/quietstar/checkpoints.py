@@ -1,15 +1,15 @@
 """Finding, loading and saving thinking models: base-model resolution, our own layout, the published layout.
 
 Ours: `config.json`, `quietstar.safetensors` (markers and head), `adapter/` in PEFT's format if there is one, `base/`
-only where the base itself was trained or has no name to be found by. The published layout is one Mistral-named
+only where the base itself was changed or has no name to be found by. The published layout is one Mistral-named
 checkpoint with `talk_head.0.*`, `start_embedding`, `end_embedding` among its tensors. Safetensors only, never pickle.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
-import functools
 import hashlib
 import json
 import re
@@ -73,7 +73,7 @@ def load(
         base, tokenizer = _base(name, options)
         extra = _published(name, revision) if config is not None and not name.endswith(".gguf") else {}
     known_as = str(Path(name).resolve()) if Path(name).exists() else name
-    model = fresh(cls, base, tokenizer, name=known_as, revision=revision)
+    model = fresh(cls, base, tokenizer, name=known_as, revision=_commit(name, revision))
     if extra:
         _fill_published(model, extra, config or {})
     return model
@@ -90,9 +90,11 @@ def fresh(
     inner = base.get_base_model() if hasattr(base, "get_base_model") else base
     embeddings = inner.get_input_embeddings()
     width = inner.get_output_embeddings().weight.shape[-1] if inner.get_output_embeddings() is not None else 0
+    if name is None and base is not inner:
+        name = getattr(inner.config, "_name_or_path", "") or None
     config = QuietStarConfig(
-        base_name=name or getattr(inner.config, "_name_or_path", "") or None,
-        base_revision=revision or getattr(inner.config, "_commit_hash", None),
+        base_name=name,
+        base_revision=revision,
         hidden_size=width or embeddings.weight.shape[-1],
     )
     model = cls(config, base, tokenizer)
@@ -100,7 +102,7 @@ def fresh(
     with torch.no_grad():
         ids = torch.tensor(dashes[:1] or [0], device=inner.device)
         model.markers.set_from(embeddings(ids)[0])
-    config.base_hash = fingerprint(inner)
+    config.base_hash = model.loaded_fingerprint = fingerprint(inner)
     return model.eval()
 
 
@@ -108,6 +110,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """The base model and its tokenizer from a folder, a GGUF file or a hub name."""
     source: dict[str, Any] = {"revision": options["revision"], "trust_remote_code": options["trust_remote_code"]}
     source["local_files_only"] = Path(name).exists() or _offline()
+    source["subfolder"] = options.get("subfolder", "")
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
@@ -128,7 +131,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+        if Path(name).is_dir() and not any((Path(name) / source["subfolder"]).glob("*token*")):
             return base, None  # a folder of weights alone still works on token ids
         raise QuietStarError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
     return base, tokenizer
@@ -209,7 +212,12 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-@functools.cache
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit a hub name stands for now, from where its files are cached; `revision` where that cannot be told."""
+    path = None if Path(name).exists() else _file(name, "config.json", revision)
+    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else revision
+
+
 def _offline() -> bool:
     """True where the hub's name cannot even be resolved, so that nobody waits for retries that cannot succeed."""
     if getproxies():
@@ -301,16 +309,16 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
 
 
 def fingerprint(base: PreTrainedModel) -> str:
-    """A short hash of the base: 64 rows of its unembedding and all its one-dimensional weights, in bf16."""
+    """A short hash of the base: up to 256 evenly spaced values of each of its weights, in bf16; adapters left out."""
     digest = hashlib.sha256()
-    unembedding = base.get_output_embeddings().weight
-    parts = {"unembedding": unembedding[:64]} | {
+    parts = {
         key.replace(".base_layer", ""): value
         for key, value in base.named_parameters()
-        if value.dim() == 1 and "lora_" not in key
+        if value.is_floating_point() and "lora_" not in key
     }
     for key in sorted(parts):
-        values = parts[key].detach().to("cpu", torch.float32).to(torch.bfloat16).contiguous()
+        flat = parts[key].detach().reshape(-1)
+        values = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float32).to(torch.bfloat16).contiguous()
         digest.update(key.encode() + values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -325,21 +333,23 @@ def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None
             for part, module in (("markers", model.markers), ("head", model.head))
             for key, value in module.state_dict().items()
         }
-        inner = model.decoder_lm
+        inner, config = model.decoder_lm, copy.deepcopy(model.config)
+        config.adapter = model.base is not inner
+        now = fingerprint(inner)
         if save_base is None:
-            save_base = model.config.base_name is None or fingerprint(inner) != model.config.base_hash
+            save_base = config.base_name is None or now != model.loaded_fingerprint
         if save_base:
             if model.base is not inner:
                 raise QuietStarError("merge the adapter first (merge_and_unload) to save the base with it")
             inner.save_pretrained(folder / "base")
-            model.config.base_hash = fingerprint(inner)
+            config.base_name, config.base_revision, config.base_hash = None, None, now
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder / "base")
-        if model.base is not inner:
+        if config.adapter:
             model.base.save_pretrained(folder / "adapter")
         save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
         (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
-        model.config.save_pretrained(folder)
+        config.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
             raise QuietStarError(
@@ -351,30 +361,27 @@ def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None
 def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dict[str, Any]) -> Any:
     revision = options["revision"]
     config = QuietStarConfig(**{k: v for k, v in raw.items() if k != "model_type"})
-    local = Path(name).exists()
-    if local and (Path(name) / "base").is_dir():
-        base, tokenizer = _base(str(Path(name) / "base"), options | {"revision": None})
+    if config.base_name is None:
+        base, tokenizer = _base(name, options | {"subfolder": "base"})
     elif config.base_name in default_model.ALIASES:
         base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
-    elif config.base_name:
+    else:
         with readable(config.base_name):
             base, tokenizer = _base(config.base_name, options | {"revision": config.base_revision})
-    else:
-        raise QuietStarError(f"{name} names no base model and has none in {name}/base")
     found = fingerprint(base)
-    if config.base_hash and found != config.base_hash and not options["quantize"]:
+    rounded = bool(options["quantize"]) or base.dtype == torch.float16  # then the weights cannot be told apart
+    if config.base_hash and found != config.base_hash and not rounded:
         warnings.warn(
             f"{name} was made for another version of {config.base_name} (fingerprint {config.base_hash}, this one has "
             f"{found}); its thoughts may not fit",
             stacklevel=2,
         )
-    adapter = Path(name) / "adapter"
-    if local and adapter.is_dir():
+    if config.adapter:
         try:
             from peft import PeftModel
         except ImportError as error:
             raise QuietStarError(f'{name} has an adapter, which needs PEFT: pip install "quietstar[peft]"') from error
-        base = PeftModel.from_pretrained(base, str(adapter))
+        base = PeftModel.from_pretrained(base, name, subfolder="adapter", revision=revision)
     path = _file(name, WEIGHTS, revision)
     if path is None:
         raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
@@ -383,4 +390,5 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     for part, module in (("markers", model.markers), ("head", model.head)):
         module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
     model.config.name_or_path = name
+    model.loaded_fingerprint = found
     return model.eval()

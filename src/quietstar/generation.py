@@ -20,9 +20,9 @@ from quietstar import interventions
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
-from quietstar.model import Place, ThinkingModel, Thought
+from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
-from quietstar.sampling import CONTROL, TOKEN, ban, choose, entropy, kl_divergence, uniforms
+from quietstar.sampling import TOKEN, average, ban, choose, entropy, kl_divergence, uniforms
 from quietstar.scoring import check_thinking, default_temperature, filler_token
 from quietstar.scratchpad.trace import (
     SCHEMA_VERSION,
@@ -169,7 +169,7 @@ def stream_ids(
     yield Start(
         schema=SCHEMA_VERSION, version=__version__, model=model.config.name_or_path or "quietstar",
         base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
-        device=str(model.device), untrained=model.head.untrained and settings.mixing_weight is None,
+        device=str(model.device), untrained=model.head.untrained and run.forced_weight is None,
         prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
         settings=asdict(settings) | {"thought_length": run.length, "thought_temperature": run.temperature},
         phase=phase,
@@ -208,6 +208,10 @@ class _Run:
                 raise QuietStarError("the prompt is empty; give at least one token of text")
             if self.control.name == "donor" and len(ids) < 2:
                 raise QuietStarError("the donor control needs a prompt of two tokens or more")
+            if self.control.name == "donor" and forced is not None:
+                raise QuietStarError(
+                    "thoughts= and the donor control exclude each other: the donor's thought is sampled"
+                )
             model.check_fits(len(ids), self.length, "prompt")
         self.forced_weight = settings.mixing_weight if self.control.weight is None else self.control.weight
         self.device = model.device
@@ -265,8 +269,8 @@ class _Run:
                 seed=settings.seed, marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
             )
         )  # fmt: skip
-        thinking = [s for s in speaking if asked[s.sequence] is not None]
-        if thinking and self.control.name != "none":
+        thinking = [s for s in speaking if asked[s.sequence] is not None and self.control.name != "none"]
+        if thinking:
             mixed_BV = base_BV.clone()
             place = self._place(thinking)
             thought = self._thought(prefix, place, step)
@@ -303,25 +307,22 @@ class _Run:
         """Think at `place`, or put there what the control says."""
         model, control = self.model, self.control
         settings = dict(length=self.length, temperature=self.temperature, seed=self.settings.seed)
+        given = None
         if self.forced is not None and step < self.forced.shape[1]:
             given = self.forced[:, step].to(self.device)[place.sequence, place.sample]
-            return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
-        if control.name in ("own", "only"):
-            return model.think(prefix, place, **settings)  # type: ignore[arg-type]
-        if control.name == "filler":
-            tokens = torch.full((len(place), self.length), filler_token(model), device=self.device)
-            return model.think(prefix, place, tokens=tokens, **settings)  # type: ignore[arg-type]
-        where = place
-        if control.name == "donor":  # a thought the model has at some earlier position of the same text
-            drawn = uniforms(self.settings.seed, CONTROL, place.sequence.cpu(), place.position.cpu())
-            earlier = torch.from_numpy(drawn).to(self.device) * place.position
-            where = Place(place.sequence, earlier.long(), place.sample)
-        tokens = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
-        if control.name == "shuffled":
-            tokens = interventions.shuffled(tokens, self.settings.seed, place.sequence, place.position, place.sample)
-        if control.name == "truncated":
-            tokens = interventions.truncated(tokens, control.keep or 0)
-        return model.think(prefix, place, tokens=tokens, **settings)  # type: ignore[arg-type]
+        if control.name not in ("own", "only"):
+            where = place
+            if control.name == "donor":  # a thought the model has at some earlier position of the same text
+                earlier = interventions.donor_positions(self.settings.seed, place.sequence, place.position)
+                where = Place(place.sequence, earlier.clamp_min(0), place.sample)
+            if control.name == "filler":
+                given = torch.zeros(len(place), self.length, dtype=torch.long, device=self.device)
+            elif given is None:
+                given = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
+            given = interventions.replace(
+                control, given, self.settings.seed, place.sequence, place.position, place.sample, filler_token(model)
+            )
+        return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
 
     def _look(
         self, speaker: _Speaker, trigger: str, base_E: Tensor, base_V: Tensor, thought: Thought
@@ -330,8 +331,7 @@ class _Run:
         model, settings = self.model, self.settings
         base_PE = base_E.expand(settings.samples, -1)
         w_P, mixed_PV, only_PV = model.predict(base_PE, thought.hidden, self.forced_weight)
-        mixed_V = mixed_PV.logsumexp(0) - math.log(settings.samples) if settings.samples > 1 else mixed_PV[0]
-        only_V = only_PV.logsumexp(0) - math.log(settings.samples)
+        mixed_V, only_V = average(mixed_PV), average(only_PV)
         context = speaker.ids
         base, mixed, only = self._choices(torch.stack([base_V, mixed_V, only_V]), context)
         event = ThoughtEvent(
@@ -452,7 +452,7 @@ def resample_ids(
         thought_temperature=thought_temperature if n > 1 or thought_temperature else None,
         mixing_weight=mixing_weight, show=show, max_new_tokens=1,
     )  # fmt: skip
-    run = _Run(model, [ids[: position + 1]], settings, None if thoughts is None else thoughts.view(1, 1, n, -1))
+    run = _Run(model, [ids[: position + 1]], settings, None if thoughts is None else thoughts[None, None])
     if prefix is None or hidden is None:
         prefix, hidden_1E = run._prefill()
     else:
@@ -463,13 +463,22 @@ def resample_ids(
     thought = run._thought(prefix, place, 0) if run.control.name != "none" else None
     if thought is None:
         raise QuietStarError("control 'none' has no thought to resample; the prediction is the base prediction")
-    w_n, mixed_nV, only_nV = model.predict(hidden_1E.expand(n, -1), thought.hidden, run.forced_weight)
+    parts = []
+    for r in chunks(n, UNEMBED_ROWS):
+        base_RE = hidden_1E.expand(len(thought.hidden[r]), -1)
+        w_R, mixed_RV, only_RV = model.predict(base_RE, thought.hidden[r], run.forced_weight)
+        parts.append(
+            (
+                w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)), mixed_RV.argmax(-1) != base_V.argmax(-1),
+                run._choices(mixed_RV, speaker.ids), run._choices(only_RV, speaker.ids),
+            )
+        )  # fmt: skip
     return Resampled(
         position=position, control=str(run.control), thoughts=thought.tokens,
         texts=[run._text(tokens, speaker.ids) for tokens in thought.tokens.tolist()],
-        token_logprobs=thought.logprobs, mixing_weight=w_n,
-        kl=kl_divergence(mixed_nV, base_V.expand_as(mixed_nV)),
-        flipped=mixed_nV.argmax(-1) != base_V.argmax(-1), base=run._choices(base_V[None], speaker.ids)[0],
-        mixed=run._choices(mixed_nV, speaker.ids),
-        only=run._choices(only_nV, speaker.ids),
+        token_logprobs=thought.logprobs,
+        mixing_weight=torch.cat([part[0] for part in parts]), kl=torch.cat([part[1] for part in parts]),
+        flipped=torch.cat([part[2] for part in parts]), base=run._choices(base_V[None], speaker.ids)[0],
+        mixed=[choices for part in parts for choices in part[3]],
+        only=[choices for part in parts for choices in part[4]],
     )  # fmt: skip

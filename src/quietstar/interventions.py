@@ -6,7 +6,7 @@
 | none | no thought (w = 0): the base prediction |
 | filler | as many filler tokens |
 | shuffled | the own tokens, permuted |
-| donor | the thought of another position or text |
+| donor | the thought of an earlier position of the same text (filler at the first, which has none) |
 | truncated:J | the first J tokens of the own thought |
 | only | the own thought alone (w = 1) |
 
@@ -82,15 +82,24 @@ def truncated(thoughts: Tensor, keep: int) -> Tensor:
     return thoughts[:, :keep]
 
 
-def donors(places: int, seed: int) -> Tensor:
-    """For each of `places` thoughts the index of another one, (places,): one random cycle, so none keeps its own.
+def donor_positions(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
+    """For each place an earlier position of the same text, drawn evenly, (R,); -1 at position 0, which has none.
 
-    Raises:
-        QuietStarError: there are fewer than two thoughts.
+    Later positions are no donors: their thoughts have read the token that is to be predicted.
     """
-    if places < 2:
-        raise QuietStarError("the donor control needs thoughts at two positions or more; give a longer text")
-    order = uniforms(seed, CONTROL, np.arange(places)).argsort()
-    index = np.empty(places, dtype=np.int64)
-    index[order] = np.roll(order, -1)
-    return torch.from_numpy(index)
+    drawn = uniforms(seed, CONTROL, sequence.cpu().numpy(), position.cpu().numpy())
+    earlier = (torch.from_numpy(drawn).to(position.device) * position).long()
+    return torch.where(position > 0, earlier, -1)
+
+
+def replace(
+    control: Control, own: Tensor, seed: int, sequence: Tensor, position: Tensor, sample: Tensor, filler_token: int
+) -> Tensor:
+    """What `control` makes of the rows' thoughts (R, T); own and only keep them, donors are the caller's to find."""
+    if control.name == "filler":
+        return filler(own, filler_token)
+    if control.name == "shuffled":
+        return shuffled(own, seed, sequence, position, sample)
+    if control.name == "truncated":
+        return truncated(own, control.keep or 0)
+    return own

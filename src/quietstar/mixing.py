@@ -17,7 +17,8 @@ class MixingHead(nn.Module):
     Args:
         hidden_size: E, the size of a hidden state of the base model.
 
-    The last layer starts at zero: w is 0 everywhere and training starts from exactly the base model. Always fp32.
+    The last layer starts at zero: w is 0 everywhere, training starts from exactly the base model. Made in fp32, which
+    is worth keeping.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -33,8 +34,8 @@ class MixingHead(nn.Module):
 
     def forward(self, base: Tensor, thought: Tensor) -> Tensor:
         """w, (...), from base and thought hidden states, (..., E) each."""
-        pair = torch.cat([base, thought], dim=-1).float()
-        weight: Tensor = self.layers(pair).squeeze(-1)
+        pair = torch.cat([base, thought], dim=-1).to(self.last.weight.dtype)
+        weight: Tensor = self.layers(pair).squeeze(-1).float()
         return weight
 
     @property
@@ -51,7 +52,7 @@ class MixingHead(nn.Module):
 
 
 class Markers(nn.Module):
-    """The embeddings that open and close a thought, (E,) each, stored divided by `EMBEDDING_SCALE`. Always fp32."""
+    """The embeddings that open and close a thought, (E,) each, stored divided by `EMBEDDING_SCALE`; made in fp32."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()

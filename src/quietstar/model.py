@@ -30,9 +30,10 @@ class QuietStarConfig(PretrainedConfig):
     """What is kept about a thinking model beside its weights.
 
     Args:
-        base_name: name or path of the base model, as it was loaded.
+        base_name: name or path of the base model; None where the base is saved with the rest.
         base_revision: commit of the base on its hub, where it has one.
-        base_hash: fingerprint of the base's unembedding, to notice another base (see `checkpoints`).
+        base_hash: fingerprint of the base, to notice another one (see `checkpoints.fingerprint`).
+        adapter: True where a PEFT adapter is saved beside.
         hidden_size: E of the base.
         thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
         marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
@@ -47,6 +48,7 @@ class QuietStarConfig(PretrainedConfig):
         base_name: str | None = None,
         base_revision: str | None = None,
         base_hash: str | None = None,
+        adapter: bool = False,
         hidden_size: int = 0,
         thought_length: int = 8,
         marker_ids: list[int] | None = None,
@@ -56,6 +58,7 @@ class QuietStarConfig(PretrainedConfig):
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_hash = base_hash
+        self.adapter = adapter
         self.hidden_size = hidden_size
         self.thought_length = thought_length
         self.marker_ids = list(marker_ids or [])
@@ -114,6 +117,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         self.head = MixingHead(config.hidden_size).to(base.device)
         self.markers = Markers(config.hidden_size).to(base.device)
         self.tokenizer = tokenizer
+        self.loaded_fingerprint: str | None = None  # of the base when it was loaded, to notice training
 
     def _init_weights(self, module: Any) -> None:
         """Nothing: head and markers initialise themselves, the base is already trained."""

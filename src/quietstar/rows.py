@@ -31,7 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from quietstar.errors import UnsupportedModel
+from quietstar.errors import QuietStarError, UnsupportedModel
 
 _NAME = "quietstar_rows_over_"
 # What attention modules hand to the attention function beside the tensors. `sliding_window` is ignored because the
@@ -135,11 +135,6 @@ class Prefix:
     def batch(self) -> int:
         return len(self._lengths)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Number of real tokens of each sequence."""
-        return list(self._lengths)
-
     def extend(self, embeds_BLE: Tensor, counts: list[int] | None = None) -> Tensor:
         """Append L tokens to every sequence and return their hidden states after the final norm, (B, L, E).
 
@@ -154,11 +149,6 @@ class Prefix:
         self._lengths = [old + new for old, new in zip(self._lengths, counts, strict=True)]
         self.length_B = torch.tensor(self._lengths, device=embeds_BLE.device)
         return hidden_BLE
-
-    def truncate(self, lengths: list[int]) -> None:
-        """Forget everything behind the given number of tokens of each sequence; nothing is copied."""
-        self._lengths = [min(old, new) for old, new in zip(self._lengths, lengths, strict=True)]
-        self.length_B = torch.tensor(self._lengths, device=self.length_B.device)
 
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
         states = self.layers.setdefault(layer, States())
@@ -372,6 +362,11 @@ def _attend_rows(
 
 def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
     """One call of the decoder under `call`; hidden states after the final norm, (B, L, E)."""
+    if torch.is_grad_enabled() and base.training and getattr(base.get_decoder(), "gradient_checkpointing", False):
+        raise QuietStarError(
+            "gradient checkpointing of the base model runs its layers twice, which rows cannot follow; switch it off "
+            "with gradient_checkpointing_disable()"
+        )
     ones = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     token = _current_pass.set(call)
     try:

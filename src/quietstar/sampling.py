@@ -7,6 +7,7 @@ Knows logits; knows nothing about models, attention or text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,6 +104,12 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
     if temperature == 1.0 and top_p >= 1.0:
         return token_R, probabilities.gather(-1, token_R[:, None])[:, 0].log()
     return token_R, logits.gather(-1, token_R[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def average(logprobs: Tensor) -> Tensor:
+    """Log of the mean probability over the samples, (..., P, V) -> (..., V)."""
+    samples = logprobs.shape[-2]
+    return logprobs[..., 0, :] if samples == 1 else logprobs.logsumexp(-2) - math.log(samples)
 
 
 def entropy(logprobs: Tensor) -> Tensor:

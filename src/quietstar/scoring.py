@@ -19,7 +19,7 @@ from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
-from quietstar.sampling import entropy, kl_divergence
+from quietstar.sampling import average, entropy, kl_divergence
 from quietstar.text import pieces, text_of, visible
 
 _STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
@@ -39,7 +39,7 @@ class Score:
         mixed_logprobs: (B, N - 1) with the thought mixed in.
         thought_logprobs: (B, N - 1) from the thought alone (w = 1).
         mixing_weight: (B, N - 1) w, mean over samples.
-        kl: (B, N - 1) KL(mixed || base) over the vocabulary, mean over samples.
+        kl: (B, N - 1) KL(mixed || base) over the vocabulary, of the samples' mean prediction.
         entropy: (B, N - 1) entropy of the base prediction.
         flipped: (B, N - 1) True where the mixed argmax (of the samples' mean) is not the base argmax.
         thoughts: (B, N - 1, P, T) tokens; -1 in padding.
@@ -67,8 +67,8 @@ class Score:
 
     @property
     def real(self) -> Tensor:
-        """(B, N - 1) True where a position predicts a real token."""
-        return self.mask[:, 1:]
+        """(B, N - 1) True where a real token predicts a real token."""
+        return self.mask[:, 1:] & self.mask[:, :-1]
 
     def loss(self, which: str = "mixed") -> float:
         """Mean loss over all real targets in nats: "base", "mixed" or "thought"."""
@@ -171,12 +171,12 @@ def score_ids(
     model.check_fits(max(lengths), length)
     prefix, base_BNE = model.read(ids, lengths)
     place = Place.every(lengths, samples, ids.device)
-    wanted = [Control.parse(c) for c in (control, *controls)]
+    wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
 
     def run(one: Control, tokens: Tensor | None) -> Score:
         table = _Table(model, prefix, base_BNE, ids, mask, samples, length if tokens is None else tokens.shape[1])
         weight = mixing_weight if one.weight is None else one.weight
-        for r in chunks(len(place), _rows_at_once(prefix, length)):
+        for r in chunks(len(place), _rows_at_once(prefix, length, samples)):
             thought = None
             if one.name != "none":
                 thought = model.think(
@@ -187,17 +187,23 @@ def score_ids(
         return table.score(str(one))
 
     where = (place.sequence, place.position, place.sample)
-    own = None if thoughts is None else thoughts.to(ids.device)[where]
+    own_BNPT = None if thoughts is None else thoughts.to(ids.device)
     results: list[Score] = []
     sampled: Score | None = None
-    if own is None and any(one.needs_thoughts for one in wanted):
+    if own_BNPT is None and any(one.needs_thoughts for one in wanted):
         sampled = run(Control("own"), None)
-        own = sampled.thoughts[where]
+        own_BNPT = sampled.thoughts
     for one in wanted:
         if one.name == "own" and sampled is not None:
             results.append(sampled)
+            continue
+        if own_BNPT is None:  # none and filler need no thought of the model's
+            own = torch.zeros(len(place), length, dtype=torch.long, device=ids.device)
+        elif one.name == "donor":
+            own = _donated(model, own_BNPT, place, seed)
         else:
-            results.append(run(one, replaced(model, one, own, place, length, seed)))
+            own = own_BNPT[where]
+        results.append(run(one, interventions.replace(one, own, seed, *where, filler_token(model))))
     first = results[0]
     first.controls = {score.control: score for score in results[1:]}
     for score in results:
@@ -205,25 +211,11 @@ def score_ids(
     return first
 
 
-def replaced(
-    model: ThinkingModel, control: Control, own: Tensor | None, place: Place, length: int, seed: int
-) -> Tensor | None:
-    """The tokens (R, T) that `control` puts in the place of the own thoughts, or None where they are to be sampled."""
-    if control.name == "filler":
-        if own is None:
-            own = torch.zeros(len(place), length, dtype=torch.long, device=place.position.device)
-        return interventions.filler(own, filler_token(model))
-    if own is None:
-        return None
-    if control.name == "shuffled":
-        return interventions.shuffled(own, seed, place.sequence, place.position, place.sample)
-    if control.name == "truncated":
-        return interventions.truncated(own, control.keep or 0)
-    if control.name == "donor":
-        samples = int(place.sample.max()) + 1
-        index = interventions.donors(len(place) // samples, seed)
-        return own.view(-1, samples, own.shape[1])[index.to(own.device)].reshape(own.shape)
-    return own
+def _donated(model: ThinkingModel, own_BNPT: Tensor, place: Place, seed: int) -> Tensor:
+    """The thoughts (R, T) of earlier positions; filler at the first position."""
+    donor_R = interventions.donor_positions(seed, place.sequence, place.position)
+    given_RT = own_BNPT[place.sequence, donor_R.clamp_min(0), place.sample]
+    return torch.where(donor_R[:, None] >= 0, given_RT, filler_token(model))
 
 
 def filler_token(model: ThinkingModel) -> int:
@@ -258,12 +250,13 @@ def default_temperature(temperature: float | None, samples: int) -> float:
     return 0.0 if samples == 1 else 1.0
 
 
-def _rows_at_once(prefix: Prefix, length: int) -> int:
-    """How many rows think together: bounded by the memory of their states, not by the text."""
+def _rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
+    """How many rows think together, all samples of a position with it; bounded by memory, not by the text."""
     states = next(iter(prefix.layers.values())).key
     assert states is not None
     per_row = 2 * len(prefix.layers) * states.shape[1] * states.shape[3] * states.element_size() * (length + 2)
-    return int(max(32, min(_MOST_ROWS, _STATE_BUDGET // max(1, per_row))))
+    rows = int(max(32, min(_MOST_ROWS, _STATE_BUDGET // max(1, per_row))))
+    return max(1, rows // samples) * samples
 
 
 class _Table:
@@ -279,7 +272,8 @@ class _Table:
             return torch.full((*shape, *more), torch.nan, device=ids.device)
 
         self.base_logprobs, self.entropy = nan(), nan()
-        self.mixed, self.only, self.weight, self.kl = (nan(samples) for _ in range(4))
+        self.kl = nan()
+        self.mixed, self.only, self.weight = (nan(samples) for _ in range(3))
         self.flips = torch.zeros(*shape, dtype=torch.bool, device=ids.device)
         self.thoughts = torch.full((*shape, samples, length), -1, device=ids.device)
         self.token_logprobs = nan(samples, length)
@@ -315,16 +309,15 @@ class _Table:
         self.weight[where] = w_R
         self.mixed[where] = mixed_RV.gather(-1, target_R1)[:, 0]
         self.only[where] = only_RV.gather(-1, target_R1)[:, 0]
-        self.kl[where] = kl_divergence(mixed_RV, base_QV.repeat_interleave(p, 0) if p > 1 else base_QV)
-        together_QV = mixed_RV if p == 1 else mixed_RV.view(-1, p, mixed_RV.shape[-1]).logsumexp(1)
+        together_QV = average(mixed_RV.view(-1, p, mixed_RV.shape[-1]))
+        self.kl[b, i] = kl_divergence(together_QV, base_QV)
         self.flips[b, i] = together_QV.argmax(-1) != base_QV.argmax(-1)
 
     def score(self, control: str) -> Score:
-        together = self.mixed.logsumexp(-1) - float(np.log(self.samples))
-        only = self.only.logsumexp(-1) - float(np.log(self.samples))
+        together, only = (average(values[..., None])[..., 0] for values in (self.mixed, self.only))
         return Score(
             ids=self.ids, mask=self.mask, base_logprobs=self.base_logprobs, mixed_logprobs=together,
-            thought_logprobs=only, mixing_weight=self.weight.mean(-1), kl=self.kl.mean(-1), entropy=self.entropy,
+            thought_logprobs=only, mixing_weight=self.weight.mean(-1), kl=self.kl, entropy=self.entropy,
             flipped=self.flips, thoughts=self.thoughts, token_logprobs=self.token_logprobs,
             sample_mixed_logprobs=self.mixed, control=control,
         )  # fmt: skip

@@ -7,6 +7,7 @@ begun in the visible text and finished in the thought is shown whole, and nothin
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,4 +74,10 @@ def text_of(tokenizer: Any, ids: Sequence[int], context: Sequence[int] = ()) -> 
 def visible(text: str) -> str:
     """Text on one line: line breaks and tabs as signs, other control characters as their code."""
     signs = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return "".join(signs.get(c, c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
+    return "".join(signs.get(c, c if shows(c) else f"\\x{ord(c):02x}") for c in text)
+
+
+def shows(character: str) -> bool:
+    """True for characters that are safe to print: no control, surrogate, separator or invisible direction mark."""
+    kind = unicodedata.category(character)
+    return kind not in ("Cc", "Cs", "Zl", "Zp") and (kind != "Cf" or character in "\u200c\u200d")

@@ -37,7 +37,8 @@ def bench(
     from quietstar.evals.bench import run
 
     report = run(
-        thinker, model, dtype, thought_length=thought_length, context=tokens, repeats=repeats, processes=processes,
+        thinker, model, dtype, device, thought_length=thought_length, context=tokens, repeats=repeats,
+        processes=processes,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
     if as_json:

@@ -51,6 +51,10 @@ def main() -> None:
         _leave(f"quietstar: {error.format_message().rstrip('.')}; see `{where} --help`", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except RuntimeError as error:  # torch tells a lack of memory so
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+            raise
+        _leave("quietstar: out of memory; give a shorter text, fewer --samples or a shorter --thought-length", 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from quietstar.scratchpad.trace import Choice, End, Event, Start, ThoughtEvent, TokenEvent, Trace
-from quietstar.text import visible
+from quietstar.text import shows, visible
 
 MARK, FLIP = "·", "◆"
 
@@ -165,4 +165,4 @@ def _choice(choices: list[Choice]) -> str:
 
 def safe(text: str) -> str:
     """Text for a terminal: line breaks and tabs stay, other control characters become visible codes."""
-    return "".join(c if c in "\n\t" or c.isprintable() else visible(c) for c in text)
+    return "".join(c if c in "\n\t" or shows(c) else visible(c) for c in text)

@@ -75,6 +75,8 @@ def _print(report: LossReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from quietstar.evals.losses import FEWEST
+
     console = Console(highlight=False)
     kinds = list(report.losses)
 
@@ -110,8 +112,8 @@ def _print(report: LossReport) -> None:
             *(_signed(row["effects"][name]) for name in report.effects),
         )  # fmt: skip
     console.print(deciles)
-    if len(report.documents) == 1:
-        console.print(Text("one document: no interval; give more to have one", style="dim"))
+    if len(report.documents) < FEWEST:
+        console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
 
 
 def _range(found: Interval) -> str:
@@ -119,7 +121,7 @@ def _range(found: Interval) -> str:
 
 
 def _signed(found: dict[str, float | None]) -> str:
-    """An effect with the half-width of its interval."""
+    """An effect with its interval."""
     mean, low, high = found["mean"], found["low"], found["high"]
     assert mean is not None
-    return f"{mean:+.4f}" if low is None or high is None else f"{mean:+.4f}±{(high - low) / 2:.4f}"
+    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} ({low:+.3f}..{high:+.3f})"

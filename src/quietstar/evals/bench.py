@@ -62,6 +62,7 @@ def run(
     model: QuietStar,
     name: str,
     dtype: str,
+    device: str = "auto",
     *,
     thought_length: int = 5,
     context: int = 512,
@@ -72,7 +73,7 @@ def run(
     """Measure everything; `processes` adds peak memory and start-up, which start fresh processes.
 
     Args:
-        name, dtype: how the fresh processes load the same model.
+        name, dtype, device: how the fresh processes load the same model.
         say: told what is being measured.
     """
     if repeats < 1:
@@ -92,9 +93,9 @@ def run(
         for length in MEMORY_LENGTHS:
             if model.context_limit is None or length + thought_length + 2 <= model.context_limit:
                 say(f"measuring memory at {length} tokens")
-                bench.memory.append(_memory(name, dtype, length, thought_length))
+                bench.memory.append(_probe(_MEMORY, name, dtype, device, length, thought_length))
         say("measuring start-up")
-        bench.start = _start(name, dtype, repeats)
+        bench.start = _start(name, dtype, device, repeats)
     return bench
 
 
@@ -222,37 +223,31 @@ def _resampling(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
     return resample(100), resample(1), 4.0
 
 
-_PROBE = r"""
+_MEMORY = r"""
 import json, re, resource, sys
 from pathlib import Path
 import torch
 from quietstar import QuietStar
 from quietstar.evals.bench import sample_ids
-name, dtype, length, thought = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+name, dtype, device, length, thought = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 def peak():
-    if torch.cuda.is_available():
+    if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")  # where there is one: getrusage may count the parent's peak
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-model = QuietStar.from_pretrained(name, dtype=dtype)
+model = QuietStar.from_pretrained(name, dtype=dtype, device=device)
 loaded = peak()
 model.score(sample_ids(model, length), thought_length=thought)
 print(json.dumps({"tokens": length, "loaded_mb": loaded / 1e6, "peak_mb": peak() / 1e6}))
 """
 
-
-def _memory(name: str, dtype: str, length: int, thought_length: int) -> dict[str, float]:
-    """Peak memory of a fresh process that loads the model and scores `length` tokens."""
-    return _probe(_PROBE, name, dtype, str(length), str(thought_length))
-
-
 _FIRST = """
 import json, sys, time
 began = time.perf_counter()
 from quietstar import QuietStar
-model = QuietStar.from_pretrained(sys.argv[1], dtype=sys.argv[2])
+model = QuietStar.from_pretrained(sys.argv[1], dtype=sys.argv[2], device=sys.argv[3])
 for event in model.stream("Why is the sky blue?", max_new_tokens=1, thought_length=5):
     if type(event).__name__ == "TokenEvent":
         break
@@ -260,20 +255,24 @@ print(json.dumps({"seconds": time.perf_counter() - began}))
 """
 
 
-def _start(name: str, dtype: str, repeats: int) -> dict[str, float]:
+def _start(name: str, dtype: str, device: str, repeats: int) -> dict[str, float]:
     """Seconds from starting Python to the first token with its thought, cache warm; whole process."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        _probe(_FIRST, name, dtype)
+        _probe(_FIRST, name, dtype, device)
         times.append(time.perf_counter() - began)
     times = sorted(times[1:])
     return {"seconds": median(times), "lowest": times[0], "highest": times[-1], "limit": 5.0}
 
 
-def _probe(code: str, *arguments: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+def _probe(code: str, *arguments: object) -> dict[str, float]:
+    """Run `code` in a fresh process and read the JSON it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise QuietStarError(f"a measuring process failed: {done.stderr.strip().splitlines()[-1]}")
+        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
+        raise QuietStarError(f"a measuring process failed: {last}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

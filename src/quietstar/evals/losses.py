@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("filler", "donor", "shuffled")
 RESAMPLES = 2000
+FEWEST = 5  # documents; a bootstrap over fewer says nothing
 
 
 @dataclass
@@ -66,7 +67,7 @@ def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Doc
 
 @dataclass
 class Interval:
-    """A mean over predicted tokens with its 95 % bootstrap interval; None where one document is too few for one."""
+    """A mean over predicted tokens with its 95 % bootstrap interval; None where documents are too few for one."""
 
     mean: float
     low: float | None
@@ -160,9 +161,10 @@ def evaluate(
         raise QuietStarError("no document is long enough for the donor control; give longer texts or --controls none")
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names = [document.name for document, _ in encoded]
+    length = model.config.thought_length if thought_length is None else thought_length
     settings = dict(
         model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
-        max_tokens=max_tokens, thought_length=thought_length or model.config.thought_length, samples=samples,
+        max_tokens=max_tokens, thought_length=length, samples=samples,
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
     return _report(table, names, list(controls), skipped, settings, seed)
@@ -219,13 +221,13 @@ def _report(
 
 
 def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None = None, seed: int = 0) -> Interval:
-    """Mean of `values` with a 95 % percentile bootstrap interval over whole groups (documents)."""
+    """Mean of `values` with a 95 % percentile bootstrap interval over whole groups (documents), if there are enough."""
     if where is not None:
         values, groups = values[where], groups[where]
     kinds, index = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
     mean = float(values.mean())
-    if len(kinds) < 2:
+    if len(kinds) < FEWEST:
         return Interval(mean, None, None)
     found = stats.bootstrap(
         (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
