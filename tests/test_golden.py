@@ -15,6 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from quietstar import QuietStar
 from quietstar.model import Place, QuietStarConfig
 from quietstar.objective import ObjectiveConfig, objective
+from quietstar.training.step import StepConfig, training_loss
 
 FOLDER = Path(os.environ.get("QUIETSTAR_GOLDEN", Path(__file__).parent / "golden"))
 CASES = {
@@ -63,13 +64,13 @@ def test_training_step(name):
     thoughts = batch["thoughts"].view(len(ids), samples, ids.shape[1], -1).transpose(1, 2)
     assert thoughts.shape[-1] == n_ahead - 3
     base_hidden, row_hidden = model.think_ahead(ids, mask, thoughts, lookahead)
-    losses = objective(
-        base_hidden, row_hidden, thoughts, ids, mask, model.weight, model.unembed, model.config.marker_ids,
-        ObjectiveConfig(
-            lookahead=lookahead, base_weight=expected["original_loss_weight"],
-            policy_weight=expected["policy_loss_beta"], policy_temperature=expected["reinforce_temperature"],
-        ),
+    constants = ObjectiveConfig(
+        lookahead=lookahead, base_weight=expected["original_loss_weight"],
+        policy_weight=expected["policy_loss_beta"], policy_temperature=expected["reinforce_temperature"],
     )  # fmt: skip
+    losses = objective(
+        base_hidden, row_hidden, thoughts, ids, mask, model.weight, model.unembed, model.config.marker_ids, constants
+    )
     found = {
         "loss": losses.total, "loss_0": losses.base, "loss_final": losses.mixed[-1], "loss_talk": losses.mixed.mean(),
         "policy_loss": losses.policy, "policy_reward": losses.reward.mean(),
@@ -87,6 +88,21 @@ def test_training_step(name):
     torch.testing.assert_close(logits[real], recorded[real], rtol=1e-3, atol=1e-3)
 
     losses.total.backward()
+    check_gradients(case, model)
+
+    # the step that trains in chunks of rows, both ways of having its gradient
+    for chunk_mb, recompute in ((1e-3, False), (0.5, False), (0.5, True)):
+        model.zero_grad()
+        config = StepConfig(objective=constants, thought_length=n_ahead - 3, samples=samples, chunk_mb=chunk_mb)
+        total, report = training_loss(model, ids, mask, config, thoughts=thoughts, recompute=recompute)
+        assert total.item() == pytest.approx(expected["loss"], rel=1e-5)
+        assert report.base == pytest.approx(expected["loss_0"], rel=1e-5)
+        assert report.mixed == pytest.approx(expected["loss_talk"], rel=1e-5)
+        total.backward()
+        check_gradients(case, model)
+
+
+def check_gradients(case: Path, model: QuietStar) -> None:
     ours = {f"grad.{name}": p.grad for name, p in model.base.named_parameters()}
     ours |= {f"grad.talk_head.0.{name}": p.grad for name, p in model.head.layers.named_parameters()}
     for marker in ("start", "end"):  # row 1 is unused there

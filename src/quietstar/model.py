@@ -176,6 +176,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         temperature: float = 1.0,
         seed: int = 0,
         tokens: Tensor | None = None,
+        names: Tensor | None = None,
+        close: bool = True,
     ) -> Thought:
         """Think at R places, all in parallel: start marker, T tokens one after another, end marker.
 
@@ -186,6 +188,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             temperature: of the thought tokens; 0 is greedy.
             seed: randomness; each draw depends on the seed and its place alone.
             tokens: thought tokens (R, T) to think instead of sampling; then one pass serves the whole thought.
+            names: (B,) what stands for each sequence in the random numbers; its index in the batch when left out.
+            close: False leaves out the end marker, for callers who want the tokens only; `hidden` is then of no use.
         """
         if tokens is not None:
             return self._rethink(prefix, place, tokens)
@@ -204,7 +208,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             return Thought(none.long(), none, rows.extend(closing_R1E)[:, -1])
         chosen: list[Tensor] = []
         logprobs: list[Tensor] = []
-        keys = [x.cpu().numpy() for x in (place.sequence, place.position, place.sample)]
+        named = place.sequence if names is None else names[place.sequence]
+        keys = [x.cpu().numpy() for x in (named, place.position, place.sample)]
         for j in range(length):
             uniform_R = None
             if temperature != 0.0:
@@ -212,6 +217,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             token_R, logprob_R = self._choose(hidden_RE, uniform_R, temperature)
             chosen.append(token_R)
             logprobs.append(logprob_R)
+            if j == length - 1 and not close:
+                break
             step_RLE = self.embed(token_R)[:, None]
             if j == length - 1:  # no choice between the last token and the end marker: one pass of two
                 step_RLE = torch.cat([step_RLE, closing_R1E], dim=1)
@@ -280,6 +287,35 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
     # -- training -------------------------------------------------------------------------------------------------
 
+    def ahead(
+        self,
+        prefix: Prefix,
+        place: Place,
+        thoughts: Tensor,
+        ids: Tensor,
+        lookahead: int,
+        hide_near: int = 0,
+    ) -> Tensor:
+        """Run given thoughts and the true tokens that follow, all in one pass, with gradient.
+
+        Args:
+            prefix: the visible text. place: where the R rows stand; thoughts: their tokens (R, T).
+            ids: visible tokens (B, N), from which the A - 1 tokens after each position are teacher-forced behind the
+                end marker (A is `lookahead`).
+            hide_near: how many of the last visible tokens the end marker and what follows cannot see.
+
+        Returns:
+            Hidden states (R, T + 1 + A, E): at the start marker, the thought tokens, the end marker and the
+            teacher-forced tokens. Where i + k passes the text, the last token is repeated and must not be counted.
+        """
+        ahead_RK = (place.position[:, None] + 1 + torch.arange(lookahead - 1, device=ids.device)).clamp_max(
+            ids.shape[1] - 1
+        )
+        teacher_RKE = self.embed(ids[place.sequence[:, None], ahead_RK])
+        blind = (thoughts.shape[1] + 1, hide_near) if hide_near else None
+        rows = Rows(prefix, place.sequence, place.position + 1, blind=blind)
+        return rows.extend(torch.cat([self._wrapped(thoughts), teacher_RKE], dim=1))
+
     def think_ahead(self, ids: Tensor, mask: Tensor, thoughts: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
         """Run given thoughts at every position with the true tokens that follow, with gradient.
 
@@ -290,20 +326,15 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             lookahead: A; the A - 1 tokens after position i are teacher-forced behind the end marker.
 
         Returns:
-            base hidden states (B, N, E) and row hidden states (B, N, P, T + 1 + A, E): at the start marker, the
-            thought tokens, the end marker and the teacher-forced tokens. Where i + k passes the text, the hidden
-            state repeats the last token and must not be counted.
+            base hidden states (B, N, E) and row hidden states (B, N, P, T + 1 + A, E), see `ahead`.
         """
         batch, length = ids.shape
         samples, thought_length = thoughts.shape[2:]
         prefix, base_hidden = self.read(ids, mask.sum(1).tolist())
         grid = torch.meshgrid(*(torch.arange(n, device=ids.device) for n in (batch, length, samples)), indexing="ij")
-        sequence_R, position_R, _ = (axis.reshape(-1) for axis in grid)
-        ahead_RK = (position_R[:, None] + 1 + torch.arange(lookahead - 1, device=ids.device)).clamp_max(length - 1)
-        teacher_RKE = self.embed(ids[sequence_R[:, None], ahead_RK])
-        rows = Rows(prefix, sequence_R, position_R + 1)
-        embeds = torch.cat([self._wrapped(thoughts.reshape(-1, thought_length)), teacher_RKE], dim=1)
-        return base_hidden, rows.extend(embeds).view(batch, length, samples, thought_length + 1 + lookahead, -1)
+        place = Place(*(axis.reshape(-1) for axis in grid))
+        hidden = self.ahead(prefix, place, thoughts.reshape(-1, thought_length), ids, lookahead)
+        return base_hidden, hidden.view(batch, length, samples, thought_length + 1 + lookahead, -1)
 
 
 def _unwrapped(base: Any) -> PreTrainedModel:

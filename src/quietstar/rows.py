@@ -150,6 +150,24 @@ class Prefix:
         self.length_B = torch.tensor(self._lengths, device=embeds_BLE.device)
         return hidden_BLE
 
+    def over(self, tensors: list[Tensor]) -> Prefix:
+        """The same prefix with other tensors as its states, in the order of `tensors`; e.g. ones cut from the graph.
+
+        Rows over a prefix whose states are leaves can be run and differentiated in parts; the gradient that the
+        leaves gather then goes on through the states of `self`.
+        """
+        twin = Prefix(self.base, self.batch)
+        twin.length_B, twin._lengths = self.length_B, list(self._lengths)
+        for number, layer in enumerate(self.layers):
+            twin.layers[layer] = States()
+            twin.layers[layer].key, twin.layers[layer].value = tensors[2 * number : 2 * number + 2]
+        return twin
+
+    def tensors(self) -> list[Tensor]:
+        """Key and value states of each layer, (B, K, N, D) each."""
+        pairs = [(states.key, states.value) for states in self.layers.values()]
+        return [tensor for pair in pairs for tensor in pair if tensor is not None]
+
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
         states = self.layers.setdefault(layer, States())
         length, uniform = k.shape[2], len(set(self._lengths)) == 1
@@ -193,15 +211,19 @@ class Rows:
         sequence: which sequence each row belongs to, ascending (rows of one sequence lie together).
         visible: how many prefix tokens each row sees; its own token j then stands at position visible + j.
         capacity: how many own tokens are expected in all (a size hint, so that states are allocated once).
+        blind: (j, n): own tokens from the j-th on do not see the last n prefix tokens their row could see.
     """
 
-    def __init__(self, prefix: Prefix, sequence: Tensor, visible: Tensor, capacity: int = 0) -> None:
+    def __init__(
+        self, prefix: Prefix, sequence: Tensor, visible: Tensor, capacity: int = 0, blind: tuple[int, int] | None = None
+    ) -> None:
         counts = torch.bincount(sequence.cpu(), minlength=prefix.batch).tolist()
         if bool((sequence[1:] < sequence[:-1]).any()):
             raise ValueError("rows must be ordered by sequence")
         self.prefix = prefix
         self.sequence_R, self.visible_R = sequence, visible
         self.capacity = capacity
+        self.blind = blind
         self.length = 0
         self.layers: dict[int, States] = {}
         # Blocks of rows that share their prefix slice: all sequences at once where each has equally many rows.
@@ -229,7 +251,7 @@ class Rows:
 
     def select(self, index: Tensor) -> Rows:
         """New rows that go on from these, row r from row `index[r]` (in ascending order); own states are copied."""
-        rows = Rows(self.prefix, self.sequence_R[index], self.visible_R[index], self.capacity)
+        rows = Rows(self.prefix, self.sequence_R[index], self.visible_R[index], self.capacity, self.blind)
         rows.length = self.length
         for layer, states in self.layers.items():
             assert states.key is not None and states.value is not None
@@ -271,7 +293,7 @@ class Rows:
         rows = self.blocks[number][1]
         position_RL1 = call.position_BL[rows, :, None]
         length = position_RL1.shape[1]
-        if sees.causal and fewest == most and length == 1:
+        if sees.causal and fewest == most and length == 1 and self.blind is None:
             return None
         device = position_RL1.device
         column_N = torch.arange(most, device=device)
@@ -284,6 +306,9 @@ class Rows:
         else:
             prefix_RLN = seen_R1N & sees.allowed(position_RL1, column_N)
             own_RLM = seen_LM & sees.allowed(position_RL1, self.visible_R[rows, None, None] + own_M)
+        if self.blind is not None:
+            blind_L1 = (own_M[stop - length :] >= self.blind[0])[:, None]
+            prefix_RLN = prefix_RLN & ~(blind_L1 & (column_N >= self.visible_R[rows, None, None] - self.blind[1]))
         return ~torch.cat([prefix_RLN, own_RLM], dim=-1)
 
 

@@ -1,0 +1,1 @@
+"""Training: recipes, data, the step, and a trainer on transformers' own."""
