@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -413,8 +413,22 @@ class QuietStar(ThinkingModel):
 
     # -- as a transformers model ------------------------------------------------------------------------------------
 
-    def forward(self, input_ids: Tensor | None = None, **keywords: Any) -> CausalLMOutput:
-        """What the base model gives for the same arguments, as any causal LM; `score` and `generate` think."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        step: Callable[[QuietStar, Tensor, Tensor], Tensor] | None = None,
+        **keywords: Any,
+    ) -> CausalLMOutput:
+        """What the base model gives for the same arguments, as any causal LM; `score` and `generate` think.
+
+        `step` (model, ids, mask) -> loss runs in place of that: a training step reaches the model so through whatever
+        wraps it (distributed data parallelism, mixed precision, sharding).
+        """
+        if step is not None:
+            assert input_ids is not None
+            mask = keywords.get("attention_mask")
+            return CausalLMOutput(loss=step(self, input_ids, torch.ones_like(input_ids) if mask is None else mask))
         output: CausalLMOutput = self.base(input_ids=input_ids, **keywords)
         return output
 

@@ -386,9 +386,33 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     if path is None:
         raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
     model = cls(config, base, tokenizer)
-    tensors = load_file(path)
-    for part, module in (("markers", model.markers), ("head", model.head)):
-        module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
+    load_parts(model, load_file(path))
     model.config.name_or_path = name
     model.loaded_fingerprint = found
     return model.eval()
+
+
+def refill(model: ThinkingModel, folder: str | Path) -> None:
+    """Fill markers, head, adapter and base of `model` from a folder that `save` wrote for the same kind of model.
+
+    Raises:
+        QuietStarError: something is missing, broken, or of other shapes.
+    """
+    folder = Path(folder)
+    with readable(str(folder)):
+        load_parts(model, load_file(folder / WEIGHTS))
+        if model.base is not model.decoder_lm:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(model.base, load_file(folder / "adapter" / "adapter_model.safetensors"))
+        if (folder / "base").is_dir():
+            trained = AutoModelForCausalLM.from_pretrained(
+                folder / "base", dtype=model.decoder_lm.dtype, use_safetensors=True
+            )
+            model.decoder_lm.load_state_dict(trained.state_dict())
+
+
+def load_parts(model: ThinkingModel, tensors: dict[str, Tensor]) -> None:
+    """Put saved markers and head in place."""
+    for part, module in (("markers", model.markers), ("head", model.head)):
+        module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})

@@ -35,7 +35,8 @@ class MixingHead(nn.Module):
     def forward(self, base: Tensor, thought: Tensor) -> Tensor:
         """w, (...), from base and thought hidden states, (..., E) each."""
         pair = torch.cat([base, thought], dim=-1).to(self.last.weight.dtype)
-        weight: Tensor = self.layers(pair).squeeze(-1).float()
+        with torch.autocast(pair.device.type, enabled=False):
+            weight: Tensor = self.layers(pair).squeeze(-1).float()
         return weight
 
     @property

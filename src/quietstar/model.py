@@ -39,6 +39,7 @@ class QuietStarConfig(PretrainedConfig):
         marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
             predicted, and what the `marker` trigger looks for.
         filler_id: token that the `filler` control repeats.
+        weight_floor: w is never below this; 0 is no floor.
     """
 
     model_type = "quietstar"
@@ -53,6 +54,7 @@ class QuietStarConfig(PretrainedConfig):
         thought_length: int = 8,
         marker_ids: list[int] | None = None,
         filler_id: int | None = None,
+        weight_floor: float = 0.0,
         **keywords: Any,
     ) -> None:
         self.base_name = base_name
@@ -63,6 +65,7 @@ class QuietStarConfig(PretrainedConfig):
         self.thought_length = thought_length
         self.marker_ids = list(marker_ids or [])
         self.filler_id = filler_id
+        self.weight_floor = weight_floor
         super().__init__(**keywords)
 
 
@@ -261,6 +264,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def weight(self, base_hidden: Tensor, thought_hidden: Tensor) -> Tensor:
         """The mixing weight w, (...), from hidden states (..., E)."""
         weight: Tensor = self.head(base_hidden, thought_hidden)
+        if self.config.weight_floor:  # the gradient passes as if there were no floor, or w could never rise to it
+            weight = weight + (self.config.weight_floor - weight).clamp_min(0).detach()
         return weight
 
     def mixed_logits(self, base_hidden: Tensor, thought_hidden: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, score, think
+from quietstar.cli import bench, score, think, train
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command(name="think")(think.think)
 app.command(name="score")(score.score)
+app.command(name="train", context_settings=train.SETTINGS)(train.train)
 app.add_typer(bench.app, name="bench")
 
 

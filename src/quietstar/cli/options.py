@@ -46,17 +46,23 @@ MixingWeight = Annotated[
 Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same output.")]
 
 
-def load(model: str, dtype: str, device: str, quantize: str | None) -> QuietStar:
-    """The model a command asked for, without the chatter of libraries."""
+def quiet() -> None:
+    """Silence the chatter of libraries; what matters to a person is said in one line of our own."""
     import warnings
 
     from transformers.utils import logging as chatter
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    for name in ("bitsandbytes", "huggingface_hub"):
+    for name in ("bitsandbytes", "huggingface_hub", "accelerate", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", FutureWarning)
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+
+
+def load(model: str, dtype: str, device: str, quantize: str | None) -> QuietStar:
+    """The model a command asked for."""
+    quiet()
 
     from quietstar.api import QuietStar
 
