@@ -4,10 +4,10 @@ import json
 
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Choice, End, Sample, Start, ThoughtEvent, TokenEvent, Trace
 
-# The keys of every frame under schema version 1. A change here needs a new SCHEMA_VERSION and a note in the changelog.
+# The keys of every frame under schema version 2. A change here needs a new SCHEMA_VERSION and a note in the changelog.
 FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
-              "chat", "settings", "phase"],
+              "chat", "settings", "phase", "identity", "versions"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
@@ -16,16 +16,21 @@ FRAMES = {
 SETTINGS = ["thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature",
             "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show"]  # fmt: skip
 
+IDENTITY = ["revision", "base_revision", "base_hash", "head_hash", "adapter", "adapter_hash"]
+
 
 def test_frames_are_pinned(tiny):
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     seen = {}
     for event in tiny.stream("the", max_new_tokens=3, thought_length=2, stop_ids=[]):
         frame = json.loads(json.dumps(event.to_dict()))
         seen[frame["event"]] = frame
     assert {name: list(frame) for name, frame in seen.items()} == FRAMES
     assert list(seen["start"]["settings"]) == SETTINGS
-    assert list(seen["thought"]["samples"][0]) == ["ids", "text", "logprobs", "weight"]
+    assert list(seen["thought"]["samples"][0]) == ["ids", "text", "logprobs", "weight", "pieces"]
+    assert "".join(seen["thought"]["samples"][0]["pieces"]) == seen["thought"]["samples"][0]["text"]
+    assert list(seen["start"]["identity"]) == IDENTITY
+    assert list(seen["start"]["versions"]) == ["quietstar", "python", "torch", "transformers"]
     assert list(seen["thought"]["base"][0]) == ["id", "text", "prob"]
     assert seen["start"]["settings"]["thought_length"] == 2
 
