@@ -155,6 +155,7 @@ def stream_ids(
     settings: GenerationSettings,
     *,
     texts: list[str] | None = None,
+    asked: list[str] | None = None,
     chat: bool = False,
     thoughts: Tensor | None = None,
     phase: str = "answer",
@@ -163,7 +164,8 @@ def stream_ids(
 
     Args:
         prompts: token ids of each sequence, at least one token each; lengths may differ.
-        texts: the prompts as text, for the record; chat: whether they went through a chat template.
+        texts: the prompts as text, for the record; asked: the same without chat template.
+        chat: whether they went through a chat template.
         thoughts: token ids (B, positions, P, T) to think at the first, second, ... emitted token instead of sampling.
     """
     run = _Run(model, prompts, settings, thoughts)
@@ -173,7 +175,7 @@ def stream_ids(
         device=str(model.device), untrained=model.head.untrained and run.forced_weight is None,
         prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
         settings=_plain(settings) | {"thought_length": run.length, "thought_temperature": run.temperature},
-        phase=phase, identity=identify(model), versions=versions(),
+        phase=phase, identity=identify(model), versions=versions(), asked=asked or ["" for _ in prompts],
     )  # fmt: skip
     yield from run.events()
 

@@ -81,6 +81,7 @@ class Start(Event):
         chat: True where the prompts went through a chat template.
         settings: the generation settings. phase: "reason" or "answer".
         identity: which weights. versions: of the libraries that compute.
+        asked: what each sequence was asked, without chat template; "" where token ids were given.
     """
 
     event: ClassVar[str] = "start"
@@ -98,6 +99,7 @@ class Start(Event):
     phase: str = "answer"
     identity: Identity = field(default_factory=Identity)
     versions: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
 
 @dataclass
