@@ -433,7 +433,7 @@ def _asked(prompt: Prompt, count: int) -> list[str]:
     """What a person typed for each of `count` sequences: a text itself, the last user turn of a conversation, or ""."""
     if isinstance(prompt, (Tensor, np.ndarray)):
         return [""] * count
-    several = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], (int, np.integer, dict)) else prompt
+    several: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], (int, np.integer, dict)) else prompt
     out = []
     for one in several:
         turns = [turn for turn in one if isinstance(turn, dict) and turn.get("role") == "user"]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from quietstar.scratchpad.trace import Choice, End, Identity, Sample, Start, ThoughtEvent, TokenEvent
 
-Row = Mapping[str, Any]
+Row = sqlite3.Row
 Statement = tuple[str, Sequence[Any]]
 
 _WIDEST = 2**63  # of SQLite's integers

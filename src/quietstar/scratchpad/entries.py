@@ -1,4 +1,4 @@
-"""What the store gives and takes beside traces: an entry of the list of runs, of the list of thoughts, an intervention."""
+"""What the store gives and takes beside traces: entries of the lists of runs and of thoughts, and interventions."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,7 +128,8 @@ def _write_parquet(store: Store, file: IO[bytes], runs: Iterable[str], table: st
     top = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
     lists: dict[str, tuple[Any, Callable[[Any], Any]]] = {  # JSON lists become lists
         "tokens": (pa.list_(pa.int64()), list), "prompt_ids": (pa.list_(pa.int64()), list),
-        "pieces": (pa.list_(pa.string()), list), "logprobs": (pa.list_(pa.float64()), lambda xs: [float(x) for x in xs]),
+        "pieces": (pa.list_(pa.string()), list),
+        "logprobs": (pa.list_(pa.float64()), lambda numbers: [float(x) for x in numbers]),
         **{f"{name}_top": (top, lambda rows: [dict(id=i, text=t, prob=float(p)) for i, t, p in rows])
            for name in ("base", "mixed", "only")},
     }  # fmt: skip
@@ -167,7 +169,9 @@ def _complete(path: str | Path) -> Iterator[IO[bytes]]:
                 yield file
             return
         path = path.resolve()  # a link keeps pointing where it points
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
             part = Path(file.name)
             try:
                 yield file
@@ -249,11 +253,8 @@ def _same(store: Store, one: Line) -> bool:
 def _insert(db: sqlite3.Connection, one: Line, name: str) -> None:
     trace = one.trace
     writer = RunWriter(name, trace.start, trace.sequence, started=one.started)
-    events = sorted(  # as they happened: a thought helps to predict the token behind it
-        [*trace.thoughts, *trace.tokens], key=lambda event: (event.position + (event.event == "thought"), event.event)
-    )
     statements = [writer.begin]
-    for event in (*events, *([trace.end] if trace.end is not None else [])):
+    for event in trace.events:
         statements += writer.add(event)
     statements += [insert("tags", {"run": name, "tag": tag}) for tag in dict.fromkeys(one.tags)]
     statements += [insert("interventions", made.row(name, made.made or now())) for made in one.interventions]
@@ -270,7 +271,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     number = 0
     try:
         with Path(path).expanduser().open("rb") as file:
-            for number, raw in enumerate(file, 1):  # noqa: B007
+            for number, raw in enumerate(file, 1):
                 if raw.strip():
                     one = form.validate_python(_run_of(raw))
                     _check(one)
@@ -304,18 +305,18 @@ def _run_of(raw: bytes) -> dict[str, Any]:
 def _check(one: Line) -> None:
     """What the types do not say."""
     trace = one.trace
-    start, events = trace.start, [*trace.thoughts, *trace.tokens, *([trace.end] if trace.end else [])]
+    start = trace.start
     if not re.fullmatch(r"[0-9a-z]{4,32}", one.id):
         raise _NotOurs(f"{one.id[:40]!r} is no id of a run")
     if not len(start.prompts) == len(start.prompt_ids) > trace.sequence >= 0:
         raise _NotOurs("its prompts do not fit its sequence")
     if start.asked and len(start.asked) != len(start.prompts):
         raise _NotOurs("it has another number of questions than of prompts")
-    if any(event.sequence != trace.sequence for event in events):
+    if any(getattr(event, "sequence", trace.sequence) != trace.sequence for event in trace.events):
         raise _NotOurs("it has events of another sequence")
     for name, listed in (("thoughts", trace.thoughts), ("tokens", trace.tokens)):
         places = [event.position for event in listed]
-        if any(a >= b for a, b in zip(places, places[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(places)):
             raise _NotOurs(f"its {name} are not in order")
     one.tags = [checked_tag(tag) for tag in one.tags]
     try:

@@ -76,7 +76,9 @@ class RunWriter:
             return [insert("tokens", columns.token_row(self.run, event))]
         if isinstance(event, End):
             self.ended = True
-            change = "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ? WHERE id = ?"
+            change = (
+                "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ? WHERE id = ?"
+            )
             values = [columns.plain(event.reason), columns.plain(event.text), event.tokens, event.thoughts, self.flips]
             return [(change, [*values, event.seconds, self.run])]
         return []

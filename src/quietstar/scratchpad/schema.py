@@ -251,7 +251,7 @@ def told(error: sqlite3.Error, path: Path) -> QuietStarError:
         return QuietStarError(f"no space left for the record {path}; free some")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return QuietStarError(
-            f"the record {path} is damaged ({text}); `sqlite3 {path.name} .recover` may save its rows, --db names another"
+            f"the record {path} is damaged ({text}); sqlite3's .recover may save its rows, --db names another record"
         )
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return QuietStarError(f"the record {path} cannot be written ({text})")

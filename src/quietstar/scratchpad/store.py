@@ -249,7 +249,7 @@ class Store:
         writer = RunWriter(run or new_id(), trace.start, trace.sequence, batch=batch, continues=continues,
                            started=started)  # fmt: skip
         statements = [writer.begin]
-        for event in (*trace.thoughts, *trace.tokens, *([trace.end] if trace.end is not None else [])):
+        for event in trace.events:
             statements += writer.add(event)
         self.change(statements)
         return writer.run
@@ -275,9 +275,10 @@ class Store:
         """Delete runs with all that belongs to them, erasing their text from the file; returns their ids."""
         runs = list(dict.fromkeys(self.find(name) for name in names))
         if runs:
-            merge = [(f"INSERT INTO {table}({table}) VALUES ('optimize')", []) for table in
-                     ("runs_search", "samples_search")]  # the words of deleted rows leave the index only so  # fmt: skip
-            self.change([*(("DELETE FROM runs WHERE id = ?", [run]) for run in runs), *merge])
+            removals: list[Statement] = [("DELETE FROM runs WHERE id = ?", [run]) for run in runs]
+            for table in ("runs_search", "samples_search"):  # only so do words of deleted rows leave the index
+                removals.append((f"INSERT INTO {table}({table}) VALUES ('optimize')", []))
+            self.change(removals)
             self._checked(lambda: self._db().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
         return runs
 
@@ -289,9 +290,11 @@ class Store:
 
     def interventions(self, name: str, position: int | None = None) -> list[Intervention]:
         """The interventions on a run, at one position or at all, oldest first."""
-        where, values = ["run = ?"], [self.find(name)]
+        where: list[str] = ["run = ?"]
+        values: list[Any] = [self.find(name)]
         if position is not None:
-            where, values = [*where, "position = ?"], [*values, position]
+            where.append("position = ?")
+            values.append(position)
         rows = self._rows(f"SELECT * FROM interventions {_where(where)} ORDER BY number", values)
         return [Intervention.of(row) for row in rows]
 
@@ -376,7 +379,8 @@ class Store:
     def _mend(self) -> None:
         """Bring text and counts of runs without an end up to their tokens, so that killed runs are listed and found."""
         behind = self._rows(
-            "SELECT id FROM runs WHERE reason IS NULL AND tokens < (SELECT count(*) FROM tokens WHERE run = runs.id)", []
+            "SELECT id FROM runs WHERE reason IS NULL AND tokens < (SELECT count(*) FROM tokens WHERE run = runs.id)",
+            [],
         )
         for run in (row["id"] for row in behind):
             said = [row["text"] for row in self._rows("SELECT text FROM tokens WHERE run = ? ORDER BY position", [run])]

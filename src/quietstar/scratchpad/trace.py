@@ -9,7 +9,7 @@ Order of events: one `start`, then for each emitted token an optional `thought` 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -191,6 +191,15 @@ class Trace:
             for trace in traces:
                 trace.add(event)
         return traces
+
+    @property
+    def events(self) -> Iterator[Event]:
+        """The stream it adds up from: each thought before the token it helped to predict."""
+        yield self.start
+        told: list[ThoughtEvent | TokenEvent] = [*self.thoughts, *self.tokens]
+        yield from sorted(told, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1))
+        if self.end is not None:
+            yield self.end
 
     @property
     def text(self) -> str:
