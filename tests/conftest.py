@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,6 +15,14 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_record(tmp_path_factory, monkeypatch) -> Path:
+    """No test writes into the record of whoever runs it."""
+    path = tmp_path_factory.mktemp("record") / "record.db"
+    monkeypatch.setenv("QUIETSTAR_DB", str(path))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -48,16 +48,16 @@ def test_help_is_instant_and_names_every_command():
         "try: m.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for word in ("think", "score", "bench", "--version"):
+    for word in ("think", "show", "runs", "score", "bench", "--version"):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["think", "score", "bench"])
+@pytest.mark.parametrize("command", ["think", "show", "runs", "score", "bench"])
 def test_every_option_is_explained(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     flags = [line for line in out.splitlines() if line.strip().startswith("-")]
-    assert len(flags) > 5
+    assert len(flags) > 4
     for n, line in enumerate(out.splitlines()):
         if line.strip().startswith("--") and len(line.split("  ")) < 3:
             assert out.splitlines()[n + 1].startswith("      "), line

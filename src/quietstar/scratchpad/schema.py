@@ -255,6 +255,8 @@ def told(error: sqlite3.Error, path: Path) -> QuietStarError:
         )
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return QuietStarError(f"the record {path} cannot be written ({text})")
+    if primary == sqlite3.SQLITE_CONSTRAINT and "FOREIGN KEY" in text:
+        return QuietStarError(f"the run was deleted while it was recorded in {path}")
     return QuietStarError(f"the record {path} cannot be used ({text})")
 
 

@@ -1,8 +1,8 @@
 """What a person types into a search box, as SQL conditions; any text is a valid search.
 
 Words are found by their beginnings, in any order and case; "words in quotes" stand together. Writing without spaces
-between words, and signs alone, are no words to the full-text index: these are looked for as they stand, which reads
-every row.
+between words, and words with symbols (C++), are no words to the full-text index: these are looked for as they stand,
+which reads every row.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
     "UNION SELECT f.run FROM samples_search s JOIN samples f ON f.number = s.rowid WHERE samples_search MATCH ?)"
 )
-_RUN_AS_IT_STANDS = "(instr(r.prompt, ?) OR instr(r.text, ?) OR r.id IN (SELECT run FROM samples WHERE instr(text, ?)))"
+_RUN_AS_IT_STANDS = "(instr(lower(r.prompt), ?) OR instr(lower(r.text), ?) OR r.id IN (SELECT run FROM samples WHERE instr(lower(text), ?)))"
 _THOUGHT = (
     "(t.run, t.position) IN (SELECT f.run, f.position FROM samples_search s JOIN samples f ON f.number = s.rowid "
     "WHERE samples_search MATCH ?)"
 )
-_THOUGHT_AS_IT_STANDS = "(t.run, t.position) IN (SELECT run, position FROM samples WHERE instr(text, ?))"
+_THOUGHT_AS_IT_STANDS = "(t.run, t.position) IN (SELECT run, position FROM samples WHERE instr(lower(text), ?))"
 
 
 def words(query: str) -> list[str]:
@@ -40,7 +40,7 @@ def in_runs(query: str) -> tuple[list[str], list[Any]]:
             values += [_match(word)] * 2
         else:
             conditions.append(_RUN_AS_IT_STANDS)
-            values += [word] * 3
+            values += [_folded(word)] * 3
     return conditions, values
 
 
@@ -50,7 +50,7 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
     for word in words(query):
         indexed = _indexed(word)
         conditions.append(_THOUGHT if indexed else _THOUGHT_AS_IT_STANDS)
-        values.append(_match(word) if indexed else word)
+        values.append(_match(word) if indexed else _folded(word))
     return conditions, values
 
 
@@ -62,4 +62,9 @@ def _match(word: str) -> str:
 def _indexed(word: str) -> bool:
     """True where the index cuts this into words as a person does."""
     kinds = {unicodedata.category(c) for c in word}
-    return "Lo" not in kinds and any(kind[0] in "LN" for kind in kinds)
+    return "Lo" not in kinds and not any(k[0] == "S" for k in kinds) and any(k[0] in "LN" for k in kinds)
+
+
+def _folded(word: str) -> str:
+    """In lower case as SQLite's lower() makes it, which is for ASCII alone."""
+    return "".join(c.lower() if c.isascii() else c for c in word)
