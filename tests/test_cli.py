@@ -10,36 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import trained
-from quietstar import QuietStar, __version__
-from quietstar.cli import main as cli
+from quietstar import __version__
 
 QUESTION = "the quick brown fox"
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_folder, tmp_path_factory) -> str:
-    saved = tmp_path_factory.mktemp("saved")
-    trained(QuietStar.from_pretrained(tiny_folder, dtype="float32")).save_pretrained(saved)
-    return str(saved)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def command(*arguments: str, stdin: str | None = None):
-        monkeypatch.setattr(sys, "argv", ["quietstar", *arguments])
-        if stdin is not None:
-            import io
-
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return command
 
 
 def test_help_is_instant_and_names_every_command():

@@ -11,7 +11,7 @@ import pytest
 
 from quietstar.scratchpad.store import Store
 from recorded import trace
-from test_cli import QUESTION, folder, run  # noqa: F401
+from test_cli import QUESTION
 from test_store import intervention
 
 THINK = ("think", QUESTION, "-n", "4", "-t", "2")
@@ -21,13 +21,15 @@ THINK = ("think", QUESTION, "-n", "4", "-t", "2")
 def filled(own_record):
     """The usual record with three runs."""
     with Store.open() as store:
-        store.add(trace("Why is the sky blue?", (" Because", " of", " light."), ["air", "sun", "light"]), run="sky00000")
+        store.add(
+            trace("Why is the sky blue?", (" Because", " of", " light."), ["air", "sun", "light"]), run="sky00000"
+        )
         store.add(trace("Who <b>are</b> you?", (" A", " m\x1b[31model."), ["x", "]\x07"]), run="who00000")
         store.add(trace("Count.", (" One", " two"), ["1", "2"]), run="count000")
     return own_record
 
 
-def test_think_records_and_says_how_to_see_it_again(run, folder, own_record):  # noqa: F811
+def test_think_records_and_says_how_to_see_it_again(run, folder, own_record):
     code, out, err = run(*THINK, "--model", folder)
     assert code == 0 and err == ""
     again = out.splitlines()[-1]
@@ -39,7 +41,7 @@ def test_think_records_and_says_how_to_see_it_again(run, folder, own_record):  #
     assert QUESTION in shown and shown.count("KL ") == 4
 
 
-def test_what_is_shown_is_what_was_printed(run, folder):  # noqa: F811
+def test_what_is_shown_is_what_was_printed(run, folder):
     out = run(*THINK, "--model", folder, "--all")[1]
     listed = [line for line in out.splitlines() if "KL " in line or "{" in line]
     shown = run("show")[1]
@@ -48,7 +50,7 @@ def test_what_is_shown_is_what_was_printed(run, folder):  # noqa: F811
 
 
 @pytest.mark.parametrize("form", ["--json", "--quiet"])
-def test_pipes_stay_clean(run, folder, form):  # noqa: F811
+def test_pipes_stay_clean(run, folder, form):
     code, out, err = run(*THINK, "--model", folder, form)
     plain = run(*THINK, "--model", folder, form, "--no-record")
     assert code == 0 and ("see it again" in err) == (form == "--json") and plain[2] == ""
@@ -58,7 +60,7 @@ def test_pipes_stay_clean(run, folder, form):  # noqa: F811
         assert out == plain[1]
 
 
-def test_recording_can_be_switched_off_and_put_elsewhere(run, folder, own_record, monkeypatch, tmp_path):  # noqa: F811
+def test_recording_can_be_switched_off_and_put_elsewhere(run, folder, own_record, monkeypatch, tmp_path):
     assert "see it again" not in run(*THINK, "--model", folder, "--no-record")[1]
     assert not own_record.exists()
     out = run(*THINK, "--model", folder, "--db", str(tmp_path / "my record.db"))[1]
@@ -70,7 +72,7 @@ def test_recording_can_be_switched_off_and_put_elsewhere(run, folder, own_record
 
 
 @pytest.mark.parametrize("kind", ["foreign", "no database", "newer", "folder"])
-def test_a_record_that_cannot_be_used_costs_no_answer(run, folder, own_record, kind):  # noqa: F811
+def test_a_record_that_cannot_be_used_costs_no_answer(run, folder, own_record, kind):
     expected = run(*THINK, "--model", folder, "-q", "--no-record")[1]
     if kind == "no database":
         own_record.write_text("hello")
@@ -88,7 +90,7 @@ def test_a_record_that_cannot_be_used_costs_no_answer(run, folder, own_record, k
     assert code == 2 and out == "" and len(err.splitlines()) == 1, "asked for by name, it is refused before any work"
 
 
-def test_a_locked_record_costs_no_answer(run, folder, own_record, monkeypatch):  # noqa: F811
+def test_a_locked_record_costs_no_answer(run, folder, own_record, monkeypatch):
     monkeypatch.setattr("quietstar.scratchpad.schema.BUSY_SECONDS", 0.05)
     monkeypatch.setattr("quietstar.scratchpad.recorder._IMPATIENT", 0.01)
     expected = run(*THINK, "--model", folder, "-q")[1]
@@ -145,7 +147,7 @@ def test_show_prints_interventions_in_their_place(run, filled):
     assert out[-1].startswith("   50  edited {no sky}")
 
 
-def test_reasoning_is_shown_with_its_answer(run, folder):  # noqa: F811
+def test_reasoning_is_shown_with_its_answer(run, folder):
     run(*THINK, "--model", folder, "--reason-then-answer", "--answer-prompt", "Hence", "--answer-tokens", "2")
     out = run("show")[1]
     assert out.count("reasoning") == 1 and "\nHence" in out and out.count("KL ") == 6
@@ -195,7 +197,9 @@ def test_export_and_import(run, filled, tmp_path):
     assert run("runs", "--db", str(tmp_path / "b.db"))[1] == run("runs")[1]
     lines = run("runs", "export", "-", "sky", "who")[1].splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["sky00000", "who00000"]
-    assert [json.loads(line)["id"] for line in run("runs", "export", "-", "-s", "light")[1].splitlines()] == ["sky00000"]
+    assert [json.loads(line)["id"] for line in run("runs", "export", "-", "-s", "light")[1].splitlines()] == [
+        "sky00000"
+    ]
     table = run("runs", "export", "-", "sky", "--format", "csv", "--table", "tokens")[1].splitlines()
     assert table[0].startswith("run,position,token") and len(table) == 4
     assert run("runs", "export", str(tmp_path / "t.parquet"))[0] == 0

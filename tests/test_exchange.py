@@ -103,7 +103,7 @@ def test_hostile_text_goes_through_every_format(store, other, tmp_path, text):
     assert other.trace(run) == store.trace(run) and other.run(run).tags == store.run(run).tags
     assert pd.read_parquet(tmp_path / "t.parquet").text[0] == expected
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
-        assert list(csv.DictReader(file))[0]["text"] == expected
+        assert next(csv.DictReader(file))["text"] == expected
 
 
 @pytest.mark.parametrize("table", schema.TABLES)
@@ -123,7 +123,9 @@ def test_tables_as_csv_and_parquet_are_the_tables(store, tmp_path, table):
     if table == "samples":
         assert frame.tokens[0].tolist() == [7, 8] and frame.logprobs[0].tolist() == [-0.5, -1.25]
     if table == "thoughts":
-        assert frame.base_top[0][1] == {"id": 6, "text": " other", "prob": 0.25} and frame.kl.tolist() == [r["kl"] for r in rows]
+        assert frame.base_top[0][1] == {"id": 6, "text": " other", "prob": 0.25} and frame.kl.tolist() == [
+            r["kl"] for r in rows
+        ]
 
 
 def test_many_groups_of_rows_make_one_parquet_file(store, tmp_path, monkeypatch):
@@ -268,7 +270,9 @@ def test_a_wrong_line_imports_nothing(store, other, tmp_path, case):
     assert other.trace(line["id"]) == trace(), "and the good line is good"
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xfe\x00", b"SQLite format 3\0", b"[" * 100_000, b'{"quietstar": 1'])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\xff\xfe\x00", b"SQLite format 3\0", b"[" * 100_000, b'{"quietstar": 1']
+)
 def test_a_file_of_something_else_imports_nothing(other, tmp_path, content):
     path = tmp_path / "wrong.jsonl"
     path.write_bytes(content)

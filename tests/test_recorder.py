@@ -59,7 +59,9 @@ def test_a_recorded_stream_is_the_stream(store, tiny):
 
 def test_an_answer_behind_its_reasoning_says_what_it_continues(store, tiny):
     recorder = store.recorder()
-    events = list(recorder.record(tiny.reason_then_answer("the fox", max_new_tokens=3, answer_tokens=2, thought_length=1)))
+    events = list(
+        recorder.record(tiny.reason_then_answer("the fox", max_new_tokens=3, answer_tokens=2, thought_length=1))
+    )
     reason, answer = recorder.runs
     assert store.run(answer).continues == reason and store.run(reason).continues is None
     cut = next(n for n, event in enumerate(events) if n and event.event == "start")

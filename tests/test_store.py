@@ -78,7 +78,9 @@ def test_hostile_text_is_text(store, text):
     consistent(store)
 
 
-@pytest.mark.parametrize("query", ['"', '""', "*", "NEAR(a b)", "a AND", "-x", "col:y", "^", "(", "\0", "\ud800", "'", "%", '"a'])
+@pytest.mark.parametrize(
+    "query", ['"', '""', "*", "NEAR(a b)", "a AND", "-x", "col:y", "^", "(", "\0", "\ud800", "'", "%", '"a']
+)
 def test_no_search_is_a_syntax_error(store, query):
     store.add(trace())
     list(store.runs(query))
@@ -264,7 +266,9 @@ def test_a_hundred_thousand_thoughts_can_be_listed_and_searched(tmp_path, capsys
         for n in range(1000):
             made = trace(f"question {n} about the sky", [])
             made.end = None
-            top = [[Choice(rng.randrange(49152), " " + garbled(rng, 1), rng.random()) for _ in range(5)] for _ in range(3)]
+            top = [
+                [Choice(rng.randrange(49152), " " + garbled(rng, 1), rng.random()) for _ in range(5)] for _ in range(3)
+            ]
             for p in range(100):
                 text = garbled(rng, 8) + (" needle" if (n, p) in ((17, 5), (800, 90)) else "")
                 one = thought(2 + p, text, kl=rng.expovariate(20), flipped=rng.random() < 0.05)
@@ -311,7 +315,9 @@ def test_a_hundred_thousand_thoughts_can_be_listed_and_searched(tmp_path, capsys
             long.add(token(2 + p))
         long.end = None
         name = store.add(long)
-        assert len(timed("5,000-token run, light", lambda: store.thoughts(run=name, order="position", limit=None))) == 5000
+        assert (
+            len(timed("5,000-token run, light", lambda: store.thoughts(run=name, order="position", limit=None))) == 5000
+        )
         assert timed("5,000-token run, whole trace", lambda: store.trace(name)) == long
         size = store.totals()["bytes"]
         lines.append(f"file: {size / 1e6:.1f} MB, {size / 105_000:.0f} bytes a thought with its token")

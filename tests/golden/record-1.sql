@@ -48,14 +48,14 @@ CREATE INDEX runs_continues ON runs(continues);
 CREATE INDEX runs_unfinished ON runs(number) WHERE reason IS NULL;
 
 CREATE TABLE tags (
-    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
     tag TEXT NOT NULL,                -- yours
     PRIMARY KEY (run, tag)
 ) WITHOUT ROWID;
 CREATE INDEX tags_tag ON tags(tag, run);
 
 CREATE TABLE tokens (
-    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
     position INTEGER NOT NULL,        -- counted from the prompt's first token
     token INTEGER NOT NULL,           -- token id
     text TEXT NOT NULL,               -- what it completes, '' inside a character
@@ -66,7 +66,7 @@ CREATE TABLE tokens (
 
 CREATE TABLE thoughts (
     number INTEGER PRIMARY KEY,       -- order of arrival in this file
-    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
     position INTEGER NOT NULL,        -- index of the last visible token; the thought helps to predict the next
     context TEXT NOT NULL,            -- the end of the text before it
     text TEXT NOT NULL,               -- the first sample's text
@@ -90,7 +90,7 @@ CREATE INDEX thoughts_entropy ON thoughts(entropy);
 
 CREATE TABLE samples (
     number INTEGER PRIMARY KEY,       -- order of arrival in this file
-    run TEXT NOT NULL,
+    run TEXT NOT NULL,                -- id of the run
     position INTEGER NOT NULL,        -- the thought's
     sample INTEGER NOT NULL,          -- 0, 1, ...
     text TEXT NOT NULL,               -- the whole thought
@@ -103,8 +103,8 @@ CREATE TABLE samples (
 );
 
 CREATE TABLE interventions (
-    number INTEGER PRIMARY KEY,
-    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
+    number INTEGER PRIMARY KEY,       -- order of arrival in this file
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
     position INTEGER NOT NULL,        -- where the thought was changed
     made TEXT NOT NULL,               -- UTC, ISO 8601
     kind TEXT NOT NULL,               -- edited, resampled, or the name of a control
@@ -115,16 +115,16 @@ CREATE TABLE interventions (
     weight REAL,                      -- mixing weight w
     kl REAL,                          -- KL(mixed || base), nats
     flipped INTEGER NOT NULL,         -- 1 where the likeliest token differs from the base's
-    base_top TEXT NOT NULL,           -- JSON as in thoughts
-    mixed_top TEXT NOT NULL,
-    only_top TEXT NOT NULL,
+    base_top TEXT NOT NULL,           -- likeliest next tokens without it, JSON as in thoughts
+    mixed_top TEXT NOT NULL,          -- with it
+    only_top TEXT NOT NULL,           -- from it alone
     continuation TEXT,                -- the text that followed, NULL where none was asked for
     settings TEXT NOT NULL            -- JSON object: how it was made
 );
 CREATE INDEX interventions_run ON interventions(run, position);
 
-CREATE VIRTUAL TABLE runs_search USING fts5(prompt, text, content='runs', content_rowid='number');
-CREATE VIRTUAL TABLE samples_search USING fts5(text, content='samples', content_rowid='number');
+CREATE VIRTUAL TABLE runs_search USING fts5(prompt, text, content="runs", content_rowid="number");
+CREATE VIRTUAL TABLE samples_search USING fts5(text, content="samples", content_rowid="number");
 
 CREATE TRIGGER runs_added AFTER INSERT ON runs BEGIN
     INSERT INTO runs_search(rowid, prompt, text) VALUES (new.number, new.prompt, new.text);

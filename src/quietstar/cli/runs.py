@@ -135,7 +135,10 @@ def delete(
                 raise QuietStarError("deleting cannot be undone; say --yes where nobody can be asked")
             for one in ids:
                 _print(store.run(one))
-            typer.confirm(f"Delete {'this run' if len(ids) == 1 else f'these {len(ids)} runs'} for good?", abort=True)
+            question = f"Delete {'this run' if len(ids) == 1 else f'these {len(ids)} runs'} for good?"
+            if not typer.confirm(question):
+                print("nothing was deleted")
+                return
         print(f"deleted {', '.join(store.delete(*ids))}")
 
 

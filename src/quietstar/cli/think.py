@@ -144,7 +144,7 @@ def _print_json(events: Iterator[Event]) -> bool:
     trace: Trace | None = None
     try:
         for event in events:
-            print(json.dumps(event.to_dict(), ensure_ascii=False), flush=True)
+            _write(event)
             if isinstance(event, Start):
                 trace = Trace(event)
             elif trace is not None:
@@ -152,6 +152,12 @@ def _print_json(events: Iterator[Event]) -> bool:
     except KeyboardInterrupt:
         if trace is not None and trace.end is None:
             end = End(0, "interrupted", trace.text, len(trace.tokens), len(trace.thoughts), 0.0)
-            print(json.dumps(end.to_dict(), ensure_ascii=False), flush=True)
+            _write(end)
         return True
     return False
+
+
+def _write(event: Event) -> None:
+    """One line, newline included, in one piece: Ctrl-C must not fall between the two."""
+    sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+    sys.stdout.flush()

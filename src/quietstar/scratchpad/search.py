@@ -17,7 +17,10 @@ _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
     "UNION SELECT f.run FROM samples_search s JOIN samples f ON f.number = s.rowid WHERE samples_search MATCH ?)"
 )
-_RUN_AS_IT_STANDS = "(instr(lower(r.prompt), ?) OR instr(lower(r.text), ?) OR r.id IN (SELECT run FROM samples WHERE instr(lower(text), ?)))"
+_RUN_AS_IT_STANDS = (
+    "(instr(lower(r.prompt), ?) OR instr(lower(r.text), ?) "
+    "OR r.id IN (SELECT run FROM samples WHERE instr(lower(text), ?)))"
+)
 _THOUGHT = (
     "(t.run, t.position) IN (SELECT f.run, f.position FROM samples_search s JOIN samples f ON f.number = s.rowid "
     "WHERE samples_search MATCH ?)"
