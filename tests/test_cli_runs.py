@@ -1,5 +1,6 @@
 """`think` records, `runs` and `show` read: what a person sees, and what happens when the record cannot be had."""
 
+import io
 import json
 import os
 import pty
@@ -187,6 +188,18 @@ def test_tag_note_delete(run, filled):
     assert code == 2 and "--yes" in err
     assert run("runs", "delete", "sky", "count", "--yes")[1] == "deleted sky00000, count000\n"
     assert [line.split()[0] for line in run("runs")[1].splitlines()] == ["who00000"]
+
+
+def test_delete_asks_at_a_terminal(run, filled, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for answer, says in (("n\n", "nothing was deleted"), ("y\n", "deleted sky00000")):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        code, out, _ = run("runs", "delete", "sky")
+        assert code == 0 and "Why is the sky blue?" in out and "Delete this run for good?" in out
+        assert out.splitlines()[-1].endswith(says)
 
 
 def test_export_and_import(run, filled, tmp_path):
