@@ -1,4 +1,5 @@
-"""Writes what the docs show of the program itself: docs/commands.md (the real help) and docs/think.svg (a real run)."""
+"""Writes what the docs show of the program itself: docs/commands.md (the real help), the tables of docs/record.md, and
+docs/think.svg (a real run)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = ("", "think", "score", "bench")
+COMMANDS = (
+    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "score", "bench",
+)  # fmt: skip
+TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]
 
 
@@ -20,10 +24,34 @@ def commands() -> str:
         words = ["quietstar", *name.split()]
         done = subprocess.run(
             [sys.executable, "-m", "quietstar.cli.main", *name.split(), "--help"],
-            capture_output=True, text=True, check=True, env={"COLUMNS": "100", "PATH": ""},
+            capture_output=True, text=True, check=True,
+            env={"COLUMNS": "100", "PATH": "", "PYTHONPATH": str(HERE.parent / "src")},
         )  # fmt: skip
         parts.append(f"## {' '.join(words)}\n\n```text\n{done.stdout.strip()}\n```\n")
     return "\n".join(parts)
+
+
+def tables() -> str:
+    """The tables and columns of the record, from a real file and the comments in its own definition."""
+    import tempfile
+
+    from quietstar.scratchpad.schema import TABLES as NAMES
+    from quietstar.scratchpad.store import Store
+
+    parts = []
+    with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "record.db") as store:
+        for name in NAMES:
+            definition = store._row("SELECT sql FROM sqlite_schema WHERE name = ?", [name])["sql"]
+            meanings = dict(re.findall(r"^ {4}(\w+) [A-Z]+\b.*?-- (.*)$", definition, re.MULTILINE))
+            rows = [f"| `{column}` | {kind} | {meanings[column]} |" for column, kind in store.columns(name).items()]
+            parts.append(f"### {name}\n\n| column | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def record(page: str) -> str:
+    """The page of the record with its tables written anew."""
+    before, _, rest = page.partition(TABLES[0])
+    return f"{before}{TABLES[0]}\n{tables()}\n{TABLES[1]}{rest.partition(TABLES[1])[2]}"
 
 
 def picture() -> str:
@@ -65,5 +93,7 @@ def picture() -> str:
 
 if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
+    page = HERE / "record.md"
+    page.write_text(record(page.read_text(encoding="utf-8")), encoding="utf-8")
     if "--no-picture" not in sys.argv:
         (HERE / "think.svg").write_text(picture(), encoding="utf-8")

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from quietstar import QuietStar
+from quietstar.cli import main as cli
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_record(tmp_path_factory, monkeypatch) -> Path:
+    """No test writes into the record of whoever runs it."""
+    path = tmp_path_factory.mktemp("record") / "record.db"
+    monkeypatch.setenv("QUIETSTAR_DB", str(path))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +74,27 @@ def trained(model: QuietStar, seed: int = 0, size: float = 0.3) -> QuietStar:
 @pytest.fixture
 def tiny(tiny_folder) -> QuietStar:
     return trained(QuietStar.from_pretrained(tiny_folder, dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def folder(tiny_folder, tmp_path_factory) -> str:
+    """The tiny model as a folder in our own layout, with thoughts that do something."""
+    saved = tmp_path_factory.mktemp("saved")
+    trained(QuietStar.from_pretrained(tiny_folder, dtype="float32")).save_pretrained(saved)
+    return str(saved)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def command(*arguments: str, stdin: str | None = None):
+        monkeypatch.setattr(sys, "argv", ["quietstar", *arguments])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return command

@@ -10,36 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import trained
-from quietstar import QuietStar, __version__
-from quietstar.cli import main as cli
+from quietstar import __version__
 
 QUESTION = "the quick brown fox"
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_folder, tmp_path_factory) -> str:
-    saved = tmp_path_factory.mktemp("saved")
-    trained(QuietStar.from_pretrained(tiny_folder, dtype="float32")).save_pretrained(saved)
-    return str(saved)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def command(*arguments: str, stdin: str | None = None):
-        monkeypatch.setattr(sys, "argv", ["quietstar", *arguments])
-        if stdin is not None:
-            import io
-
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return command
 
 
 def test_help_is_instant_and_names_every_command():
@@ -48,16 +21,16 @@ def test_help_is_instant_and_names_every_command():
         "try: m.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for word in ("think", "score", "bench", "--version"):
+    for word in ("think", "show", "runs", "score", "bench", "--version"):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["think", "score", "bench"])
+@pytest.mark.parametrize("command", ["think", "show", "runs", "score", "bench"])
 def test_every_option_is_explained(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     flags = [line for line in out.splitlines() if line.strip().startswith("-")]
-    assert len(flags) > 5
+    assert len(flags) > 4
     for n, line in enumerate(out.splitlines()):
         if line.strip().startswith("--") and len(line.split("  ")) < 3:
             assert out.splitlines()[n + 1].startswith("      "), line

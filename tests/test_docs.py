@@ -21,6 +21,25 @@ def test_the_page_of_commands_is_the_real_help():
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == maker().commands(), "run `make docs`"
 
 
+def test_the_page_of_the_record_has_the_real_tables():
+    page = (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
+    assert page == maker().record(page), "run `make docs`"
+
+
+def test_the_example_of_the_record_runs(own_record, tmp_path, monkeypatch, capsys):
+    from quietstar.scratchpad.store import Store
+    from recorded import trace
+
+    with Store.open() as store:
+        store.add(trace())
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "record.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    assert "think2 deep" in capsys.readouterr().out
+
+
 @pytest.mark.model
 def test_the_readmes_python_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)

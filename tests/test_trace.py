@@ -2,12 +2,15 @@
 
 import json
 
+import torch
+
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Choice, End, Sample, Start, ThoughtEvent, TokenEvent, Trace
 
-# The keys of every frame under schema version 1. A change here needs a new SCHEMA_VERSION and a note in the changelog.
+# The keys of every frame under schema version 2. A change here needs a new SCHEMA_VERSION and a note in the changelog.
 FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
-              "chat", "settings", "phase"],
+              "chat", "settings", "phase", "identity", "versions",
+              "asked"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
@@ -16,16 +19,21 @@ FRAMES = {
 SETTINGS = ["thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature",
             "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show"]  # fmt: skip
 
+IDENTITY = ["revision", "base_revision", "base_hash", "head_hash", "adapter", "adapter_hash"]
+
 
 def test_frames_are_pinned(tiny):
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     seen = {}
     for event in tiny.stream("the", max_new_tokens=3, thought_length=2, stop_ids=[]):
         frame = json.loads(json.dumps(event.to_dict()))
         seen[frame["event"]] = frame
     assert {name: list(frame) for name, frame in seen.items()} == FRAMES
     assert list(seen["start"]["settings"]) == SETTINGS
-    assert list(seen["thought"]["samples"][0]) == ["ids", "text", "logprobs", "weight"]
+    assert list(seen["thought"]["samples"][0]) == ["ids", "text", "logprobs", "weight", "pieces"]
+    assert "".join(seen["thought"]["samples"][0]["pieces"]) == seen["thought"]["samples"][0]["text"]
+    assert list(seen["start"]["identity"]) == IDENTITY
+    assert list(seen["start"]["versions"]) == ["quietstar", "python", "torch", "transformers"]
     assert list(seen["thought"]["base"][0]) == ["id", "text", "prob"]
     assert seen["start"]["settings"]["thought_length"] == 2
 
@@ -83,3 +91,16 @@ def test_terminal_list_shows_control_characters_as_codes():
     trace.thoughts[0].samples[0].text = "\x1b[31mred\x07"
     plain = "\n".join(line.plain for line in lines(trace, trace.thoughts))
     assert "\x1b" not in plain and "\\x1b[31mred\\x07" in plain
+
+
+def test_the_start_says_what_was_asked(tiny):
+    def asked(prompt, **options):
+        return next(iter(tiny.stream(prompt, max_new_tokens=1, **options))).asked
+
+    assert asked("the fox") == asked("the fox", raw=True) == ["the fox"]
+    assert asked(["the", "fox"]) == ["the", "fox"]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert asked(turns) == ["c"] and asked([turns[:1], turns]) == ["a", "c"]
+    assert asked([1, 2]) == [""] and asked(torch.tensor([[1, 2], [3, 4]])) == ["", ""]
+    assert [s.asked for s in tiny.reason_then_answer("the", max_new_tokens=1, answer_tokens=1) if s.event == "start"] \
+        == [["the"], ["the"]]  # fmt: skip

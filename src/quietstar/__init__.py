@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from quietstar.generation import GenerationSettings, Resampled
     from quietstar.objective import Losses, ObjectiveConfig
     from quietstar.scoring import Score
+    from quietstar.scratchpad.store import Store
     from quietstar.scratchpad.trace import Trace
 
 _LAZY = {
     "QuietStar": "api", "Generation": "api", "GenerationSettings": "generation", "Resampled": "generation",
     "Losses": "objective", "ObjectiveConfig": "objective", "Score": "scoring",
-    "Trace": "scratchpad.trace",
+    "Store": "scratchpad.store", "Trace": "scratchpad.trace",
 }  # fmt: skip
 
 __all__ = [
     "Generation", "GenerationSettings", "Losses", "ObjectiveConfig", "QuietStar", "QuietStarError", "Resampled",
-    "Score", "Trace", "UnsupportedModel", "__version__",
+    "Score", "Store", "Trace", "UnsupportedModel", "__version__",
 ]  # fmt: skip
 
 

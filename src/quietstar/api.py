@@ -232,7 +232,8 @@ class QuietStar(ThinkingModel):
             settings = replace(settings, samples=thoughts.shape[2],
                                thought_temperature=settings.thought_temperature or None)  # fmt: skip
         chat = self._is_chat(prompt, raw)
-        return self._remember(stream_ids(self, ids, settings, texts=texts, chat=chat, thoughts=thoughts))
+        asked = _asked(prompt, len(ids))
+        return self._remember(stream_ids(self, ids, settings, texts=texts, asked=asked, chat=chat, thoughts=thoughts))
 
     def _remember(self, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on and keep the first text for `resample`."""
@@ -293,7 +294,8 @@ class QuietStar(ThinkingModel):
             room = self.context_limit - len(first[0]) - reserved - thought - 2
             settings = replace(settings, max_new_tokens=max(1, min(settings.max_new_tokens, room)))
         reason = Trace.collect([])
-        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], chat=chat, phase="reason"):
+        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], asked=[prompt], chat=chat,
+                                phase="reason"):  # fmt: skip
             reason = reason or [Trace(event)]  # type: ignore[arg-type]
             reason[0].add(event)
             yield event
@@ -303,7 +305,8 @@ class QuietStar(ThinkingModel):
         second = said + forced
         text = texts[0] + lead + reason[0].text + answer_prompt
         short = replace(settings, max_new_tokens=answer_tokens, stop=(*settings.stop, "\n"))
-        yield from self._remember(stream_ids(self, [second], short, texts=[text], chat=chat, phase="answer"))
+        answer = stream_ids(self, [second], short, texts=[text], asked=[prompt], chat=chat, phase="answer")
+        yield from self._remember(answer)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -438,6 +441,18 @@ def _settings(settings: GenerationSettings | None, options: dict[str, Any]) -> G
     if unknown := set(options) - known:
         raise QuietStarError(f"unknown option {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
     return replace(settings, **options) if settings is not None else GenerationSettings(**options)
+
+
+def _asked(prompt: Prompt, count: int) -> list[str]:
+    """What a person typed for each of `count` sequences: a text itself, the last user turn of a conversation, or ""."""
+    if isinstance(prompt, (Tensor, np.ndarray)):
+        return [""] * count
+    several: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], (int, np.integer, dict)) else prompt
+    out = []
+    for one in several:
+        turns = [turn for turn in one if isinstance(turn, dict) and turn.get("role") == "user"]
+        out.append(one if isinstance(one, str) else str(turns[-1].get("content", "")) if turns else "")
+    return out
 
 
 def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) -> tuple[list[int], int]:

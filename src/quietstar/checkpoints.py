@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import hashlib
 import json
 import re
 import socket
@@ -31,6 +30,7 @@ from transformers.utils import cached_file
 
 from quietstar import default_model
 from quietstar.errors import QuietStarError
+from quietstar.identity import fingerprint
 from quietstar.model import QuietStarConfig, ThinkingModel
 
 WEIGHTS = "quietstar.safetensors"
@@ -69,11 +69,14 @@ def load(
                 + (" in the cache, and the hub cannot be reached" if _offline() else "")
             )
         if config is not None and config.get("model_type") == QuietStarConfig.model_type:
-            return _ours(cls, name, config, options)
+            model = _ours(cls, name, config, options)
+            model.revision = _commit(name, revision)
+            return model
         base, tokenizer = _base(name, options)
         extra = _published(name, revision) if config is not None and not name.endswith(".gguf") else {}
     known_as = str(Path(name).resolve()) if Path(name).exists() else name
     model = fresh(cls, base, tokenizer, name=known_as, revision=_commit(name, revision))
+    model.revision = model.config.base_revision
     if extra:
         _fill_published(model, extra, config or {})
     return model
@@ -306,21 +309,6 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
 
 
 # -- our layout -------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(base: PreTrainedModel) -> str:
-    """A short hash of the base: up to 256 evenly spaced values of each of its weights, in bf16; adapters left out."""
-    digest = hashlib.sha256()
-    parts = {
-        key.replace(".base_layer", ""): value
-        for key, value in base.named_parameters()
-        if value.is_floating_point() and "lora_" not in key
-    }
-    for key in sorted(parts):
-        flat = parts[key].detach().reshape(-1)
-        values = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float32).to(torch.bfloat16).contiguous()
-        digest.update(key.encode() + values.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None) -> None:

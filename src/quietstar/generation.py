@@ -19,6 +19,7 @@ from torch import Tensor
 from quietstar import interventions
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
+from quietstar.identity import identify, versions
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
@@ -34,7 +35,7 @@ from quietstar.scratchpad.trace import (
     ThoughtEvent,
     TokenEvent,
 )
-from quietstar.text import TextStream, text_of
+from quietstar.text import TextStream, pieces
 from quietstar.triggers import Moment, Trigger
 
 
@@ -154,6 +155,7 @@ def stream_ids(
     settings: GenerationSettings,
     *,
     texts: list[str] | None = None,
+    asked: list[str] | None = None,
     chat: bool = False,
     thoughts: Tensor | None = None,
     phase: str = "answer",
@@ -162,7 +164,8 @@ def stream_ids(
 
     Args:
         prompts: token ids of each sequence, at least one token each; lengths may differ.
-        texts: the prompts as text, for the record; chat: whether they went through a chat template.
+        texts: the prompts as text, for the record; asked: the same without chat template.
+        chat: whether they went through a chat template.
         thoughts: token ids (B, positions, P, T) to think at the first, second, ... emitted token instead of sampling.
     """
     run = _Run(model, prompts, settings, thoughts)
@@ -171,10 +174,15 @@ def stream_ids(
         base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
         device=str(model.device), untrained=model.head.untrained and run.forced_weight is None,
         prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
-        settings=asdict(settings) | {"thought_length": run.length, "thought_temperature": run.temperature},
-        phase=phase,
+        settings=_plain(settings) | {"thought_length": run.length, "thought_temperature": run.temperature},
+        phase=phase, identity=identify(model), versions=versions(), asked=asked or ["" for _ in prompts],
     )  # fmt: skip
     yield from run.events()
+
+
+def _plain(settings: GenerationSettings) -> dict[str, Any]:
+    """Settings as JSON knows them: lists for tuples, so that what is read back equals what was recorded."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
 
 
 class _Run:
@@ -338,10 +346,11 @@ class _Run:
             sequence=speaker.sequence, position=len(context) - 1, trigger=trigger, control=str(self.control),
             samples=[
                 Sample(
-                    ids=tokens.tolist(), text=self._text(tokens.tolist(), context),
-                    logprobs=[round(x, 5) for x in logprobs.tolist()], weight=float(w),
+                    ids=tokens.tolist(), text="".join(parts), logprobs=[round(x, 5) for x in logprobs.tolist()],
+                    weight=float(w), pieces=parts,
                 )
                 for tokens, logprobs, w in zip(thought.tokens, thought.logprobs, w_P, strict=True)
+                for parts in [self._pieces(tokens.tolist(), context)]
             ],
             weight=float(w_P.mean()), base=base, mixed=mixed,
             only=only, flipped=bool(base_V.argmax() != mixed_V.argmax()),
@@ -349,8 +358,11 @@ class _Run:
         )  # fmt: skip
         return event, mixed_V
 
+    def _pieces(self, ids: list[int], context: list[int]) -> list[str]:
+        return [] if self.model.tokenizer is None else pieces(self.model.tokenizer, ids, context)
+
     def _text(self, ids: list[int], context: list[int]) -> str:
-        return "" if self.model.tokenizer is None else text_of(self.model.tokenizer, ids, context)
+        return "".join(self._pieces(ids, context))
 
     def _choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:
         """The likeliest next tokens of each distribution (n, V)."""

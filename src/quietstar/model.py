@@ -32,7 +32,7 @@ class QuietStarConfig(PretrainedConfig):
     Args:
         base_name: name or path of the base model; None where the base is saved with the rest.
         base_revision: commit of the base on its hub, where it has one.
-        base_hash: fingerprint of the base, to notice another one (see `checkpoints.fingerprint`).
+        base_hash: fingerprint of the base, to notice another one (see `identity.fingerprint`).
         adapter: True where a PEFT adapter is saved beside.
         hidden_size: E of the base.
         thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
@@ -121,6 +121,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         self.markers = Markers(config.hidden_size).to(base.device)
         self.tokenizer = tokenizer
         self.loaded_fingerprint: str | None = None  # of the base when it was loaded, to notice training
+        self.revision: str | None = None  # commit it was loaded from, where it came from a hub
 
     def _init_weights(self, module: Any) -> None:
         """Nothing: head and markers initialise themselves, the base is already trained."""

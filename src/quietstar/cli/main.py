@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, score, think, train
+from quietstar.cli import bench, runs, score, show, think, train
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
 app.command(name="think")(think.think)
+app.command(name="show")(show.show)
+app.add_typer(runs.app, name="runs")
 app.command(name="score")(score.score)
 app.command(name="train", context_settings=train.SETTINGS)(train.train)
 app.add_typer(bench.app, name="bench")

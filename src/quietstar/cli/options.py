@@ -45,6 +45,11 @@ MixingWeight = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same output.")]
 
+Db = Annotated[
+    str | None,
+    typer.Option("--db", metavar="FILE", help="The record [$QUIETSTAR_DB, or record.db in the user's data folder]."),
+]
+
 
 def quiet() -> None:
     """Silence the chatter of libraries; what matters to a person is said in one line of our own."""

@@ -5,15 +5,19 @@ Everything a model says is printed as text, never as markup or control sequences
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.text import Text
 
+from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.trace import Choice, End, Event, Start, ThoughtEvent, TokenEvent, Trace
 from quietstar.text import shows, visible
 
 MARK, FLIP = "·", "◆"
+MEASURES = ("kl", "weight", "entropy")  # what the answer can be tinted by
+_TINTS = ("", "black on #fdebd3", "black on #fbcf9d", "black on #f7a85e", "black on #e97f26")
 
 
 class Screen:
@@ -93,8 +97,8 @@ class Screen:
         mark = Text(FLIP, style="bold magenta") if thought.flipped else Text(MARK, style="cyan")
         self._write(Text(space) + mark + Text(text[len(space) :]))
 
-    def finish(self, interrupted: bool = False) -> None:
-        """End the answer and list its thoughts."""
+    def finish(self, interrupted: bool = False, again: str = "") -> None:
+        """End the answer and list its thoughts; `again` says how to see them once more."""
         if not self.live:
             self._write(Text("\n"))
         if self.quiet or not self.traces:
@@ -118,6 +122,8 @@ class Screen:
         if interrupted:
             note += ", interrupted"
         self.console.print(Text("\n" + note, style="dim"))
+        if again:
+            self.console.print(Text(again, style="dim"))
 
 
 def lines(trace: Trace, thoughts: Iterable[ThoughtEvent]) -> list[Text]:
@@ -129,6 +135,40 @@ def lines(trace: Trace, thoughts: Iterable[ThoughtEvent]) -> list[Text]:
         out.append(head.append_text(Text(" ")).append_text(_thought_text(thought)))
         out.append(Text("       ").append_text(_numbers(thought)))
     return out
+
+
+def change(made: Intervention) -> Text:
+    """One intervention on a line: what was put there and what it did."""
+    text = Text().append(f"{visible(made.kind)} ", style="magenta")
+    text.append("{" + visible(made.sample.text) + "}", style="bold").append("  w ", style="dim")
+    text.append(f"{made.sample.weight:.3f}").append("  KL ", style="dim").append(f"{made.kl:.4f}  ")
+    for label, choices in (("without", made.base), ("with", made.mixed), ("only", made.only)):
+        text.append(f"{label} ", style="dim").append(_choice(choices)).append("  ")
+    if made.continuation is not None:
+        text.append("then ", style="dim").append(visible(made.continuation))
+    return text
+
+
+def tinted(trace: Trace, measure: str) -> tuple[Text, float]:
+    """The answer, each token tinted by its thought's measure and marked as when it was said; and the largest value.
+
+    Without colours the marks remain.
+    """
+    values = {thought.position + 1: float(getattr(thought, measure)) for thought in trace.thoughts}
+    flips = {thought.position + 1 for thought in trace.thoughts if thought.flipped}
+    largest = max((value for value in values.values() if math.isfinite(value)), default=0.0)
+    out = Text()
+    for token in trace.tokens:
+        text = safe(token.text)
+        space = text[: len(text) - len(text.lstrip())] if text.strip() else ""
+        value = values.get(token.position)
+        out.append(space)
+        if value is not None and text:
+            out.append(FLIP, "bold magenta") if token.position in flips else out.append(MARK, "cyan")
+        share = min(value / largest, 1.0) if value is not None and largest > 0 and value == value else 0.0
+        out.append(text[len(space) :], _TINTS[math.ceil(share * (len(_TINTS) - 1))])
+    said = "".join(token.text for token in trace.tokens)
+    return out.append(safe(trace.text[len(said) :])), largest
 
 
 def _context(trace: Trace, position: int, width: int = 32) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quietstar.cli import options
+from quietstar.cli import options, recording
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ def think(
     live: Annotated[bool, typer.Option("--live", help="Print each thought as it happens, one token a line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one event a line, for pipes.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")] = False,
+    db: options.Db = None,
+    no_record: Annotated[
+        bool, typer.Option("--no-record", help="Do not keep this run; QUIETSTAR_DB=off keeps none.")
+    ] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     quantize: options.Quantize = None,
@@ -68,12 +72,15 @@ def think(
     A position where the model thought is marked: · before the word, ◆ where the thought changed which word was
     likeliest. Below, each thought stands in braces behind its context, with the mixing weight w, how far it moved the
     prediction (KL), and the likeliest next token without it, with it, and from it alone.
+
+    The run is kept, with all its thoughts, in a file on this machine: `quietstar runs` lists what is there.
     """
     if sum((live, as_json, quiet)) > 1:
         raise QuietStarError("give at most one of --live, --json and --quiet")
     if show < 0:
         raise QuietStarError(f"--show must be at least 0, got {show}")
     prompt = _prompt(prompt)
+    recorder = recording.start(db, no_record)
 
     from quietstar.generation import GenerationSettings
 
@@ -93,19 +100,29 @@ def think(
         )  # fmt: skip
     else:
         events = thinker.stream(prompt, raw=raw, system=system, settings=settings)
+    if recorder is not None:
+        events = recorder.record(events)
     interrupted = False
-    if as_json:
-        interrupted = _print_json(events)
-    else:
-        from quietstar.cli.render import Screen
+    try:
+        if as_json:
+            interrupted = _print_json(events)
+        else:
+            from quietstar.cli.render import Screen
 
-        screen = Screen(live=live, quiet=quiet, show=None if all_ else show)
-        try:
-            for event in events:
-                screen.event(event)
-        except KeyboardInterrupt:
-            interrupted = True
-        screen.finish(interrupted)
+            screen = Screen(live=live, quiet=quiet, show=None if all_ else show)
+            try:
+                for event in events:
+                    screen.event(event)
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        if recorder is not None:
+            recorder.close()
+    again = recording.finish(recorder, db)
+    if not as_json:
+        screen.finish(interrupted, again)
+    elif again:
+        print(again, file=sys.stderr)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -127,7 +144,7 @@ def _print_json(events: Iterator[Event]) -> bool:
     trace: Trace | None = None
     try:
         for event in events:
-            print(json.dumps(event.to_dict(), ensure_ascii=False), flush=True)
+            _write(event)
             if isinstance(event, Start):
                 trace = Trace(event)
             elif trace is not None:
@@ -135,6 +152,12 @@ def _print_json(events: Iterator[Event]) -> bool:
     except KeyboardInterrupt:
         if trace is not None and trace.end is None:
             end = End(0, "interrupted", trace.text, len(trace.tokens), len(trace.thoughts), 0.0)
-            print(json.dumps(end.to_dict(), ensure_ascii=False), flush=True)
+            _write(end)
         return True
     return False
+
+
+def _write(event: Event) -> None:
+    """One line, newline included, in one piece: Ctrl-C must not fall between the two."""
+    sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
+    sys.stdout.flush()

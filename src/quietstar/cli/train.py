@@ -86,7 +86,7 @@ def run(recipe: object, resume: bool, device: str | None) -> None:
         live.stop()
     trainer.save_model(str(out / "model"))
     if main:
-        print(f"saved {out / 'model'}; use it: quietstar think --model {out / 'model'} \"...\"", file=sys.stderr)
+        print(f'saved {out / "model"}; use it: quietstar think --model {out / "model"} "..."', file=sys.stderr)
 
 
 def _overrides(words: list[str]) -> list[tuple[str, str]]:

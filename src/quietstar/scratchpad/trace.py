@@ -9,13 +9,13 @@ Order of events: one `start`, then for each emitted token an optional `thought` 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from quietstar.text import visible
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
@@ -40,12 +40,34 @@ class Choice:
 
 @dataclass
 class Sample:
-    """One thought as tokens, with the log-probability (nats) each had when thought, its text, and its own weight w."""
+    """One thought as tokens, with the log-probability (nats) each had when thought, its text, and its own weight w.
+
+    `pieces` is the text token by token (joined it is `text`); "" where a token ends inside a character.
+    """
 
     ids: list[int]
     text: str
     logprobs: list[float]
     weight: float
+    pieces: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Identity:
+    """Which weights spoke; hashes as `quietstar.identity` makes them, "" where there is nothing to hash.
+
+    Args:
+        revision, base_revision: commits of the model and of its base on their hub, where they came from one.
+        base_hash, head_hash, adapter_hash: of the base, of markers and mixing head, of the adapter.
+        adapter: name of the active adapter.
+    """
+
+    revision: str | None = None
+    base_revision: str | None = None
+    base_hash: str = ""
+    head_hash: str = ""
+    adapter: str = ""
+    adapter_hash: str = ""
 
 
 @dataclass
@@ -58,6 +80,8 @@ class Start(Event):
         prompts, prompt_ids: what each sequence starts from, as text and as ids.
         chat: True where the prompts went through a chat template.
         settings: the generation settings. phase: "reason" or "answer".
+        identity: which weights. versions: of the libraries that compute.
+        asked: what each sequence was asked, without chat template; "" where token ids were given.
     """
 
     event: ClassVar[str] = "start"
@@ -73,6 +97,9 @@ class Start(Event):
     chat: bool
     settings: dict[str, Any]
     phase: str = "answer"
+    identity: Identity = field(default_factory=Identity)
+    versions: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -164,6 +191,15 @@ class Trace:
             for trace in traces:
                 trace.add(event)
         return traces
+
+    @property
+    def events(self) -> Iterator[Event]:
+        """The stream it adds up from: each thought before the token it helped to predict."""
+        yield self.start
+        told: list[ThoughtEvent | TokenEvent] = [*self.thoughts, *self.tokens]
+        yield from sorted(told, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1))
+        if self.end is not None:
+            yield self.end
 
     @property
     def text(self) -> str:

@@ -173,7 +173,7 @@ def _hub(name: str, config: DataConfig) -> Iterator[str]:
         import datasets
     except ImportError as error:
         raise QuietStarError(
-            f"there is no file {name!r}; a data set of the hub needs: pip install \"quietstar[data]\""
+            f'there is no file {name!r}; a data set of the hub needs: pip install "quietstar[data]"'
         ) from error
     dataset, _, configuration = name.partition(":")
     try:
@@ -218,9 +218,7 @@ class Spans(torch.utils.data.Dataset[dict[str, Any]]):
             ]
         if kind == "pack":
             between = [] if end is None else [end]
-            stream = np.fromiter(
-                (token for ids in encoded for token in (*ids, *between)), dtype=np.int32
-            )
+            stream = np.fromiter((token for ids in encoded for token in (*ids, *between)), dtype=np.int32)
             self._spans = [stream[start : start + length] for start in range(0, len(stream), length)]
         else:
             random = np.random.default_rng(seed)

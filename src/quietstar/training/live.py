@@ -38,7 +38,9 @@ class Log(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read(self.path.parent) if line["step"] <= state.global_step] if state.global_step else []
+        kept = (
+            [line for line in read(self.path.parent) if line["step"] <= state.global_step] if state.global_step else []
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -141,7 +143,9 @@ class Live(TrainerCallback):  # type: ignore[misc]
         lines = []
         for position in sorted(chosen):
             context = model._decode(ids[max(0, position - 7) : position + 1])
-            line = Text("  …" + visible(context) + " ").append("{" + visible(score.thought_text(0, position)) + "}", "cyan")
+            line = Text("  …" + visible(context) + " ").append(
+                "{" + visible(score.thought_text(0, position)) + "}", "cyan"
+            )
             line.append(f"  w {score.mixing_weight[0, position]:.3f}  KL {score.kl[0, position]:.4f}", "dim")
             lines.append(line)
         return lines

@@ -137,7 +137,9 @@ class Recipe:
         """The step's configuration, schedules applied."""
         thinking = self.thinking
         if self.thought_length_schedule:
-            thinking = replace(thinking, thought_length=_at(self.thought_length_schedule, step, thinking.thought_length))
+            thinking = replace(
+                thinking, thought_length=_at(self.thought_length_schedule, step, thinking.thought_length)
+            )
         if self.lookahead_schedule:
             ahead = _at(self.lookahead_schedule, step, thinking.objective.lookahead)
             thinking = replace(thinking, objective=replace(thinking.objective, lookahead=ahead))

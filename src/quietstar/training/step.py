@@ -290,9 +290,7 @@ class _Thinking:
         if config.positions == "entropy":
             order = -self._entropies(base_hidden, every)
         else:
-            drawn = uniforms(
-                step.seed, _PLACES, step.names[every.sequence].cpu().numpy(), every.position.cpu().numpy()
-            )
+            drawn = uniforms(step.seed, _PLACES, step.names[every.sequence].cpu().numpy(), every.position.cpu().numpy())
             order = torch.from_numpy(drawn).to(step.ids.device)
         chosen, chance = [], []
         for b in range(len(step.lengths)):

@@ -168,7 +168,9 @@ class ThoughtTrainer(transformers.Trainer):
                 self.divide *= 2
                 self._say(f"out of memory: chunks of rows are 1/{self.divide:g} of their size from here on")
         else:
-            raise QuietStarError("out of memory even with the smallest chunks; set data.length or optimizer.batch smaller")
+            raise QuietStarError(
+                "out of memory even with the smallest chunks; set data.length or optimizer.batch smaller"
+            )
         if not torch.isfinite(loss):
             raise QuietStarError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} (spans {spans.tolist()}); "
@@ -231,7 +233,11 @@ class ThoughtTrainer(transformers.Trainer):
                     model, self.heldout, controls=watch.controls if self.recipe.thinking.thoughts else (),
                     window=self.recipe.data.length, max_tokens=watch.tokens, seed=self.recipe.seed,
                 )  # fmt: skip
-            for group in (self.report.losses, self.report.effects, {"flipped": self.report.flipped, "w": self.report.weight}):
+            for group in (
+                self.report.losses,
+                self.report.effects,
+                {"flipped": self.report.flipped, "w": self.report.weight},
+            ):
                 for name, found in group.items():
                     metrics[f"eval_{name.replace(' ', '_')}"] = found.mean
             self.log(dict(metrics))

@@ -1,0 +1,73 @@
+"""What a person types into a search box, as SQL conditions; any text is a valid search.
+
+Words are found by their beginnings, in any order and case; "words in quotes" stand together. Writing without spaces
+between words, and words with symbols (C++), are no words to the full-text index: these are looked for as they stand,
+which reads every row.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from quietstar.scratchpad.columns import plain
+
+_RUN = (
+    "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
+    "UNION SELECT f.run FROM samples_search s JOIN samples f ON f.number = s.rowid WHERE samples_search MATCH ?)"
+)
+_RUN_AS_IT_STANDS = (
+    "(instr(lower(r.prompt), ?) OR instr(lower(r.text), ?) "
+    "OR r.id IN (SELECT run FROM samples WHERE instr(lower(text), ?)))"
+)
+_THOUGHT = (
+    "(t.run, t.position) IN (SELECT f.run, f.position FROM samples_search s JOIN samples f ON f.number = s.rowid "
+    "WHERE samples_search MATCH ?)"
+)
+_THOUGHT_AS_IT_STANDS = "(t.run, t.position) IN (SELECT run, position FROM samples WHERE instr(lower(text), ?))"
+
+
+def words(query: str) -> list[str]:
+    """The words and quoted phrases of a search."""
+    found = re.findall(r'"([^"]*)"|([^\s"]+)', plain(query).replace("\0", " "))
+    return [" ".join((phrase or word).split()) for phrase, word in found if (phrase or word).strip()]
+
+
+def in_runs(query: str) -> tuple[list[str], list[Any]]:
+    """Conditions on `runs r`: each word stands in the prompt, the answer or a thought."""
+    conditions, values = [], []
+    for word in words(query):
+        if _indexed(word):
+            conditions.append(_RUN)
+            values += [_match(word)] * 2
+        else:
+            conditions.append(_RUN_AS_IT_STANDS)
+            values += [_folded(word)] * 3
+    return conditions, values
+
+
+def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
+    """Conditions on `thoughts t`: each word stands in one of its samples."""
+    conditions, values = [], []
+    for word in words(query):
+        indexed = _indexed(word)
+        conditions.append(_THOUGHT if indexed else _THOUGHT_AS_IT_STANDS)
+        values.append(_match(word) if indexed else _folded(word))
+    return conditions, values
+
+
+def _match(word: str) -> str:
+    """A phrase for FTS5 whose last word may go on; quoted, so that nothing in it is syntax."""
+    return '"' + word.replace('"', '""') + '" *'
+
+
+def _indexed(word: str) -> bool:
+    """True where the index cuts this into words as a person does."""
+    kinds = {unicodedata.category(c) for c in word}
+    return "Lo" not in kinds and not any(k[0] == "S" for k in kinds) and any(k[0] in "LN" for k in kinds)
+
+
+def _folded(word: str) -> str:
+    """In lower case as SQLite's lower() makes it, which is for ASCII alone."""
+    return "".join(c.lower() if c.isascii() else c for c in word)
