@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,9 +21,9 @@ from quietstar.errors import QuietStarError
 from quietstar.scratchpad.columns import to_json
 from quietstar.scratchpad.store import Store
 from quietstar.viewer import asking, pages
+from quietstar.viewer.files import STATIC
 from quietstar.viewer.live import Job, Live, Work
 
-STATIC = Path(__file__).parent / "static"
 _LARGEST = 2**20  # bytes of what the page may send
 
 _Form = TypeVar("_Form")

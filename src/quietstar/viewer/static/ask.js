@@ -1,7 +1,7 @@
 // Ask the model: a prompt, a system prompt, settings; answer and thoughts come in as they come, and stop stops.
 
 import { go, href } from "./address.js";
-import { field, fill, h, memory, readable } from "./dom.js";
+import { field, fill, h, memory, readable, visible } from "./dom.js";
 import { Run } from "./record.js";
 import { Reader } from "./run.js";
 import { source } from "./source.js";
@@ -86,5 +86,5 @@ export async function askPage({ about }) {
         h("label", { class: "check" }, raw, " continue the prompt as it is, without chat template"))),
     h("p", { class: "bar" }, button, state),
   );
-  return { element: h("div", { class: "page wide" }, h("h1", {}, "Ask"), form, answer), left: () => stop?.abort() };
+  return { element: h("div", { class: "page wide" }, h("h1", {}, "Ask"), h("p", { class: "facts" }, "of ", h("bdi", {}, visible(about.model)), ", on this machine"), form, answer), left: () => stop?.abort() };
 }

@@ -4,7 +4,7 @@
 import { align, words } from "./align.js";
 import { bars } from "./bars.js";
 import { fill, h, number, percent, quoted, readable, visible } from "./dom.js";
-import { pieces } from "./panel.js";
+import { pieces } from "./pieces.js";
 import { source } from "./source.js";
 
 const NAMES = {
