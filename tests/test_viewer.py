@@ -353,7 +353,7 @@ def test_the_text_that_follows_its_own_thought_is_the_text_that_was_said(store, 
 
 
 def test_without_a_thought_the_first_word_that_follows_is_the_base_models(store, tiny, asked):
-    run, made = asked
+    _, made = asked
     place = made.thoughts[1].position
     made.start.settings["temperature"] = 0.0
     greedy = store.add(made)

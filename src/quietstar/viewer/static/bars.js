@@ -12,7 +12,7 @@ export function bars(lists) {
       h(
         "section",
         { class: "bars" },
-        h("h4", {}, title),
+        h("h3", {}, title),
         choices.length
           ? h("ol", {}, choices.map((choice, n) => bar(choice, n === 0 && choice.id !== first)))
           : h("p", { class: "none" }, "nothing to predict from"),

@@ -15,7 +15,7 @@ const NAMES = {
 // The section of a panel that changes the thought at a place; what was tried before is shown wherever it is known.
 export function changing(panel, place, detail) {
   const list = h("ol", { class: "tries" }, [...detail.tries].reverse().map((one) => attempt(panel, place, detail, one)));
-  if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h4", {}, "what was tried"), list) : null;
+  if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h3", {}, "what was tried"), list) : null;
   const own = detail.samples[0];
   const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: own?.text ?? "" });
   const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position to borrow from" });
@@ -50,7 +50,7 @@ export function changing(panel, place, detail) {
   return h(
     "section",
     { class: "change" },
-    h("h4", {}, "change it"),
+    h("h3", {}, "change it"),
     text,
     h(
       "div", { class: "buttons" },
@@ -105,7 +105,7 @@ function following(panel, place, one) {
   const draw = () => fill(box, ...columns(said, text, marks), panel.live && again);
   const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
   const columns = (old, now, marked) =>
-    now === null ? [] : [differ, h("div", { class: "beside" }, h("section", {}, h("h5", {}, "as it was"), side(old, now, marked, "left")), h("section", {}, h("h5", {}, "with this thought"), side(old, now, marked, "right")))];
+    now === null ? [] : [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, "as it was"), side(old, now, marked, "left")), h("section", {}, h("h4", {}, "with this thought"), side(old, now, marked, "right")))];
   let stop = null;
   const again = h("button", { type: "button" }, text === null ? "Continue the text" : "Continue it again");
   again.addEventListener("click", async () => {

@@ -2,7 +2,7 @@
 
 import { align } from "./align.js";
 import { href } from "./address.js";
-import { count, h, number, readable, visible } from "./dom.js";
+import { count, h, number, readable, spoken, visible } from "./dom.js";
 import { MEASURES, Run, largest, share, valueOf } from "./record.js";
 import { source } from "./source.js";
 
@@ -93,7 +93,7 @@ function cell(run, n, step, most, number_) {
       const tint = share(valueOf(run, token, "kl"), most, "kl");
       const flipped = run.thoughts.get(place)?.flipped ? " flipped" : "";
       return run.thoughts.has(place)
-        ? h("a", { class: `token${flipped}`, href: href(["run", run.head.id, place]), "--t": tint > 0.01 ? tint.toFixed(3) : null }, readable(token.text))
+        ? h("a", { class: `token${flipped}`, href: href(["run", run.head.id, place]), "aria-label": spoken(token.text), "--t": tint > 0.01 ? tint.toFixed(3) : null }, readable(token.text))
         : h("span", { class: "token" }, readable(token.text));
     }),
     !tokens.length && h("span", { class: "cut" }, "(nothing)"),

@@ -59,6 +59,13 @@ export function marked(text) {
   return readable(text).replaceAll(" ", "·").replaceAll("\t", "⇥\t").replaceAll("\n", "⏎\n");
 }
 
+// What a screen reader says for text without a letter in it, null for any other.
+export function spoken(text) {
+  if (text === "") return "inside a character";
+  if (text.trim() === "") return text.includes("\n") ? "line break" : "space";
+  return null;
+}
+
 // Words in quotes as in the terminal: “ the”, with its space.
 export const quoted = (text) => `“${visible(text)}”`;
 

@@ -75,7 +75,7 @@ export class Panel {
 
   #head(place, token) {
     return h(
-      "h3",
+      "h2",
       { class: "context" },
       h("bdi", {}, visible(this.run.before(place)) || "(start)"), " ",
       token ? h("mark", {}, h("bdi", {}, visible(token.text) || "◦")) : h("mark", {}, "(end)"),
@@ -85,7 +85,7 @@ export class Panel {
   #numbers(thought, token) {
     const value = (name) => (token ? valueOf(this.run, token, name) : null);
     const shown = [["kl", thought.kl, 4], ["weight", thought.weight, 3], ["gain", thought.gain, 4], ["entropy", thought.entropy, 2], ["surprise", value("surprise"), 2]];
-    return h(
+    const list = h(
       "dl",
       { class: "numbers" },
       shown.map(([name, found, digits]) =>
@@ -93,8 +93,8 @@ export class Panel {
       ),
       h("div", { title: "the rule that asked for the thought" }, h("dt", {}, "asked by"), h("dd", {}, h("bdi", {}, visible(thought.trigger)))),
       thought.control !== "own" && h("div", {}, h("dt", {}, "in its place"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
-      thought.flipped && h("p", { class: "flag" }, "changed the likeliest word"),
     );
+    return h("div", {}, list, thought.flipped && h("p", { class: "flag" }, "changed the likeliest word"));
   }
 
   #whole(text) {
@@ -121,7 +121,7 @@ export class Panel {
     return h(
       "section",
       { class: "around" },
-      h("h4", {}, "thoughts around it"),
+      h("h3", {}, "thoughts around it"),
       h(
         "ul", {},
         near.map((one) =>

@@ -1,7 +1,7 @@
 // The text as it reads, each token tinted by a measure and selectable. A listbox to the keyboard and to screen readers:
 // one stop of the Tab key, arrows move from thought to thought.
 
-import { h, marked, readable } from "./dom.js";
+import { h, marked, readable, spoken } from "./dom.js";
 import { largest, share, valueOf } from "./record.js";
 
 const BLOCK = 40; // tokens a block has at least
@@ -48,8 +48,7 @@ export class Passage {
     span.classList.toggle("changed", this.run.changed.has(span.place));
     span.classList.toggle("inside", text === "");
     span.textContent = this.spaces ? marked(text) || "◦" : readable(text);
-    const spoken = text === "" ? "inside a character" : text.trim() === "" ? (text.includes("\n") ? "line break" : "space") : null;
-    if (spoken) span.setAttribute("aria-label", spoken);
+    if (spoken(text)) span.setAttribute("aria-label", spoken(text));
   }
 
   // Take in a token that has just come.

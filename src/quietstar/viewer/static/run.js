@@ -128,7 +128,7 @@ function head(run, about) {
         h("div", {}, h("dt", {}, "base"), h("dd", {}, h("bdi", {}, visible(one.base)))),
         h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, `base ${visible(one.base_hash.slice(0, 12))}, head ${visible(one.head_hash.slice(0, 12))}${one.adapter ? `, adapter ${visible(one.adapter)}` : ""}`))),
         h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(`${one.dtype} on ${one.device}, quietstar ${one.version}`)))),
-      one.chat && one.prompt && [h("h4", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
+      one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
     ),
     h(
       "p", { class: "links" },
