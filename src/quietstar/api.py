@@ -53,7 +53,7 @@ class QuietStar(ThinkingModel):
         >>> trace.most_influential(3)[0].samples[0].text                      # doctest: +SKIP
     """
 
-    # -- loading and saving ---------------------------------------------------------------------------------------
+    # -- loading and saving -------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -115,7 +115,7 @@ class QuietStar(ThinkingModel):
         if push_to_hub:
             self.push_to_hub(keywords.pop("repo_id", Path(save_directory).name), **keywords)
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- asking -------------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None,
                attention_mask: Tensor | None = None) -> tuple[list[list[int]], list[str]]:  # fmt: skip
@@ -308,7 +308,7 @@ class QuietStar(ThinkingModel):
         answer = stream_ids(self, [second], short, texts=[text], asked=[prompt], chat=chat, phase="answer")
         yield from self._remember(answer)
 
-    # -- looking ----------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def score(
         self,
@@ -414,7 +414,7 @@ class QuietStar(ThinkingModel):
             raise QuietStarError(f"thoughts hold token ids outside 0 to {self.vocabulary - 1}")
         return thoughts.long()
 
-    # -- as a transformers model ------------------------------------------------------------------------------------
+    # -- as a transformers model --------------------------------------------------------------------------------------
 
     def forward(
         self,

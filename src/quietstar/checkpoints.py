@@ -365,10 +365,8 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
             stacklevel=2,
         )
     if config.adapter:
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise QuietStarError(f'{name} has an adapter, which needs PEFT: pip install "quietstar[peft]"') from error
+        from peft import PeftModel
+
         base = PeftModel.from_pretrained(base, name, subfolder="adapter", revision=revision)
     path = _file(name, WEIGHTS, revision)
     if path is None:

@@ -1,8 +1,8 @@
-"""What a person sees of a run while it trains, and the log it leaves: one line a step, held-out effects, a few thoughts.
+"""What a person sees of a run while it trains, and the log it leaves: a line a step, held-out effects, some thoughts.
 
 `log.jsonl` in the run's folder has one JSON object a line: training lines (`loss`, `base`, `mixed`, `reward`, ...) and
-evaluation lines (`eval_base`, `eval_own`, `eval_content`, ...), each with its `step`. After a resume it goes on where the
-checkpoint was.
+evaluation lines (`eval_base`, `eval_own`, `eval_content`, ...), each with its `step`. After a resume it goes on where
+the checkpoint was.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = (
-            [line for line in read(self.path.parent) if line["step"] <= state.global_step] if state.global_step else []
-        )
+        kept = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -118,7 +116,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         found = {name: effect.mean for name, effect in report.effects.items() if name in ("content", "compute")}
         self.effects = "".join(f"{name} {value:+.4f}  " for name, value in found.items())
         table = Table(
-            title=f"held out, step {state.global_step}: {report.tokens} tokens of {len(report.documents)} documents, nats",
+            title=f"held out, step {state.global_step}: {report.tokens} tokens, {len(report.documents)} documents, nats",
             title_justify="left", box=None, pad_edge=False,
         )  # fmt: skip
         for name in ("", "mean", "95 %"):

@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from quietstar.errors import QuietStarError
-from quietstar.objective import ObjectiveConfig
 from quietstar.training.data import DataConfig
 from quietstar.training.step import StepConfig
 
