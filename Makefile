@@ -12,7 +12,7 @@ ASK ?= Why is the sky blue? Answer in one sentence.
 .PHONY: think test lint types unit bench docs clean
 
 think: $(VENV)/installed
-	@$(BIN)/quietstar think "$(ASK)"
+	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
 
 test: lint types unit
 

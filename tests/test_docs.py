@@ -2,6 +2,9 @@
 
 import importlib.util
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,16 @@ def maker():
 @pytest.mark.slow
 def test_the_page_of_commands_is_the_real_help():
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == maker().commands(), "run `make docs`"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this system")
+def test_make_hands_a_question_over_as_it_was_typed():
+    question = 'It\'s $5, "ok" `id` $(HOME)?'
+    shown = subprocess.run(
+        ["make", "-n", "think", f"ASK={question}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    command = shlex.split(shown.splitlines()[-1])
+    assert command[-3:] == ["think", "--", question]
 
 
 @pytest.mark.model
