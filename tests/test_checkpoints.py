@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
     assert says(again) == says(model)
     plain = trained(QuietStar.from_pretrained(tiny_folder, dtype="float32"))
     assert says(plain) != says(model)  # the adapter does something
+    weights = tmp_path / "saved/adapter/adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_name("adapter_model.bin"))
+    weights.unlink()
+    with pytest.raises(QuietStarError, match="pickled weights are not read"):
+        QuietStar.from_pretrained(tmp_path / "saved")
+
+
+def test_a_base_that_is_gone_is_named(tiny, tmp_path):
+    tiny.config.base_name = str(tmp_path / "gone")
+    tiny.save_pretrained(tmp_path / "saved", save_base=False)
+    with pytest.raises(QuietStarError, match="gone, which is not there"):
+        QuietStar.from_pretrained(tmp_path / "saved")
 
 
 def test_another_base_is_noticed(tiny, tiny_folder, tmp_path):
@@ -145,14 +158,20 @@ def test_incomplete_published_checkpoints_are_refused(tmp_path, change, says):
 
 
 def test_half_downloaded_and_broken_files_are_named(tiny_folder, tmp_path):
+    def changed(**values) -> bytes:
+        return json.dumps(json.loads((Path(tiny_folder) / "config.json").read_text()) | values).encode()
+
     for file, content, says in (
         ("model.safetensors", (Path(tiny_folder) / "model.safetensors").read_bytes()[:900], "broken"),
         ("model.safetensors", b"", "broken"),
         ("config.json", b'{"model_type": "lla', "not valid JSON"),
         ("config.json", b'{"model_type": "nobodyknows"}', "nobodyknows"),
         ("tokenizer.json", b'{"version"', "tokenizer"),
+        ("config.json", changed(hidden_size=64), "has shape .* but config.json asks for"),
+        ("config.json", changed(num_hidden_layers=3), "lack model.layers.2"),
+        ("config.json", changed(hidden_size="many"), "hidden_size"),
     ):
-        folder = tmp_path / f"{file}-{len(content)}"
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "model"
         shutil.copytree(tiny_folder, folder)
         (folder / file).write_bytes(content)
         with pytest.raises(QuietStarError, match=says) as caught:

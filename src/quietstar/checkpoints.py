@@ -23,6 +23,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -57,9 +58,11 @@ def load(
         revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
     )
     if name in default_model.ALIASES:
-        base, tokenizer = _base(str(default_model.folder()), options)
+        folder = default_model.folder()
+        with readable(str(folder)):
+            base, tokenizer = _base(str(folder), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME)
-    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not name or not (Path(name).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
     with readable(name):
         config = _json(name, "config.json", revision)
@@ -121,10 +124,18 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         loading["use_safetensors"] = True
     if options["quantize"]:
         loading |= {"quantization_config": _quantization(options["quantize"]), "device_map": str(options["device"])}
-    base, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **loading)
-    if absent := sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"]):
+    base, found = AutoModelForCausalLM.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+    )  # a mismatch is refused here, in one line that names the weight
+    if absent := sorted(found["missing_keys"]):
         raise QuietStarError(
             f"the weights of {name} lack {absent[0]} ({len(absent)} in all); the download is incomplete"
+        )
+    if other := sorted(found["mismatched_keys"]):
+        key, stored, wanted = other[0]
+        raise QuietStarError(
+            f"{name}: {key} has shape {tuple(stored)}, but config.json asks for {tuple(wanted)} ({len(other)} such "
+            "weights); the two files do not belong together"
         )
     if not options["quantize"]:
         base.to(options["device"])
@@ -240,7 +251,7 @@ def readable(name: str) -> Iterator[None]:
         raise QuietStarError(
             f"{name}: a weights file is broken or half downloaded ({error}); fetch it again"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
         if not Path(name).exists() and isinstance(error, OSError):
@@ -309,7 +320,7 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
 
 
 def fingerprint(base: PreTrainedModel) -> str:
-    """A short hash of the base: up to 256 evenly spaced values of each of its weights, in bf16; adapters left out."""
+    """A short hash of the base: some hundred evenly spaced values of each of its weights, in bf16; no adapters."""
     digest = hashlib.sha256()
     parts = {
         key.replace(".base_layer", ""): value
@@ -365,6 +376,11 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
         base, tokenizer = _base(name, options | {"subfolder": "base"})
     elif config.base_name in default_model.ALIASES:
         base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
+    elif Path(config.base_name).is_absolute() and not Path(config.base_name).exists():
+        raise QuietStarError(
+            f"{name} holds thoughts for the base model {config.base_name}, which is not there; put it back, or save "
+            "with save_base=True where it is"
+        )
     else:
         with readable(config.base_name):
             base, tokenizer = _base(config.base_name, options | {"revision": config.base_revision})
@@ -381,6 +397,11 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
             from peft import PeftModel
         except ImportError as error:
             raise QuietStarError(f'{name} has an adapter, which needs PEFT: pip install "quietstar[peft]"') from error
+        if _file(name, "adapter/adapter_model.safetensors", revision) is None:  # PEFT would go on to a pickled file
+            raise QuietStarError(
+                f"{name} has no adapter/adapter_model.safetensors; the folder or download is incomplete (pickled "
+                "weights are not read)"
+            )
         base = PeftModel.from_pretrained(base, name, subfolder="adapter", revision=revision)
     path = _file(name, WEIGHTS, revision)
     if path is None:
