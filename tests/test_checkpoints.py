@@ -93,6 +93,15 @@ def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
         QuietStar.from_pretrained(tmp_path / "saved")
 
 
+def test_weights_of_another_size_are_named(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "quietstar.safetensors")
+    save_file(tensors | {"markers.start": torch.zeros(3)}, tmp_path / "quietstar.safetensors")
+    with pytest.raises(QuietStarError, match="does not hold the markers and head of hidden size 32") as caught:
+        QuietStar.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_base_that_is_gone_is_named(tiny, tmp_path):
     tiny.config.base_name = str(tmp_path / "gone")
     tiny.save_pretrained(tmp_path / "saved", save_base=False)

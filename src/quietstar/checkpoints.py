@@ -334,16 +334,21 @@ def fingerprint(base: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def _kept(model: ThinkingModel) -> dict[str, Tensor]:
+    """Markers and head by the names they are saved under."""
+    return {
+        f"{part}.{key}": value
+        for part, module in (("markers", model.markers), ("head", model.head))
+        for key, value in module.state_dict().items()
+    }
+
+
 def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None) -> None:
     """Write `model` in our layout; see `QuietStar.save_pretrained`."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{part}.{key}": value.detach().cpu().contiguous()
-            for part, module in (("markers", model.markers), ("head", model.head))
-            for key, value in module.state_dict().items()
-        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in _kept(model).items()}
         inner, config = model.decoder_lm, copy.deepcopy(model.config)
         config.adapter = model.base is not inner
         now = fingerprint(inner)
@@ -408,6 +413,9 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
         raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
     model = cls(config, base, tokenizer)
     tensors = load_file(path)
+    kept = {name: tuple(value.shape) for name, value in _kept(model).items()}
+    if kept != {name: tuple(value.shape) for name, value in tensors.items()}:
+        raise QuietStarError(f"{path} does not hold the markers and head of hidden size {config.hidden_size}")
     for part, module in (("markers", model.markers), ("head", model.head)):
         module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
     model.config.name_or_path = name
