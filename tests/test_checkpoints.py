@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -195,6 +196,17 @@ def test_pickled_weights_are_never_read(tiny_folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(QuietStarError):
         QuietStar.from_pretrained(folder)
+
+
+def test_a_proxy_that_does_not_answer_is_no_network(monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert not checkpoints._offline()
+    assert checkpoints._offline()  # nobody listens there any more
+    with pytest.raises(QuietStarError, match="the hub cannot be reached"):
+        QuietStar.from_pretrained("nobody/knows-this-model")
 
 
 def test_unknown_names_and_values_are_named(tmp_path, tiny_folder, monkeypatch):

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from huggingface_hub.constants import ENDPOINT
@@ -59,8 +59,11 @@ def load(
     )
     if name in default_model.ALIASES:
         folder = default_model.folder()
-        with readable(str(folder)):
-            base, tokenizer = _base(str(folder), options)
+        try:
+            with readable(str(folder)):
+                base, tokenizer = _base(str(folder), options)
+        except QuietStarError as error:
+            raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
         return fresh(cls, base, tokenizer, name=default_model.NAME)
     if not name or not (Path(name).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
@@ -230,12 +233,17 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _offline() -> bool:
-    """True where the hub's name cannot even be resolved, so that nobody waits for retries that cannot succeed."""
-    if getproxies():
-        return False  # the proxy resolves names
+    """True where the hub's name cannot be resolved or the proxy does not answer: waiting for retries would be idle."""
+    hub, proxies = urlsplit(ENDPOINT), getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
     try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
+        if proxy and not proxy_bypass(hub.hostname or ""):
+            through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            default = {"https": 443}.get(through.scheme, 1080 if through.scheme.startswith("socks") else 80)
+            socket.create_connection((through.hostname or "", through.port or default), timeout=10).close()
+        else:
+            socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except (OSError, ValueError):
         return True
     return False
 
