@@ -120,6 +120,9 @@ def test_reason_then_answer(run, folder):
     shown = run("think", "what is two", "--model", folder, "-n", "4", "-t", "1", "--reason-then-answer",
                 "--answer-prompt", "Hence", "--answer-tokens", "2")[1]  # fmt: skip
     assert "\nHence" in shown
+    live = run("think", "what is two", "--model", folder, "-n", "4", "-t", "1", "--reason-then-answer", "--live",
+               "--answer-prompt", "Hence", "--answer-tokens", "2")[1]  # fmt: skip
+    assert "\nHence\n" in live  # the first token of the answer has a line of its own
 
 
 def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
