@@ -1,6 +1,7 @@
 """The docs say what the program does."""
 
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -27,8 +28,14 @@ def test_the_page_of_commands_is_the_real_help():
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this system")
 def test_make_hands_a_question_over_as_it_was_typed():
     question = 'It\'s $5, "ok" `id` $(HOME)?'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # of an outer make
     shown = subprocess.run(
-        ["make", "-n", "think", f"ASK={question}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "think", f"ASK={question}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     command = shlex.split(shown.splitlines()[-1])
     assert command[-3:] == ["think", "--", question]
