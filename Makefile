@@ -12,7 +12,7 @@ ASK ?= Why is the sky blue? Answer in one sentence.
 .PHONY: think test lint types unit bench docs clean
 
 think: $(VENV)/installed
-	@$(BIN)/quietstar think "$(ASK)"
+	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
 
 test: lint types unit
 
@@ -33,7 +33,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("quietstar needs Python 3.11 or newer; this is %s. Say which one: make PYTHON=python3.11" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("quietstar needs Python 3.10 or newer; this is %s. Say which one: make PYTHON=python3.10" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@

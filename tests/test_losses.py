@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quietstar import QuietStarError
-from quietstar.evals.losses import Document, bootstrap, effects_of, evaluate, read_documents
+from quietstar.evals.losses import Document, Interrupted, bootstrap, effects_of, evaluate, read_documents
 
 
 def test_totals_are_means_over_the_tokens_of_score(tiny):
@@ -74,3 +74,59 @@ def test_broken_files_are_named_with_their_line(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(QuietStarError, match="not UTF-8 text .byte 3."):
         read_documents([tmp_path / "b.txt"])
+
+
+def test_any_whole_number_is_a_seed():
+    values, groups = np.arange(20.0), np.repeat(np.arange(5), 4)
+    assert bootstrap(values, groups, seed=-1) == bootstrap(values, groups, seed=2**64 - 1)
+
+
+def test_a_text_of_two_tokens_has_every_control(tiny):
+    report = evaluate(tiny, [Document("two", "ab")], thought_length=1, controls=["donor", "filler"])
+    assert report.tokens == 1 and report.losses["donor"].mean == report.losses["filler"].mean  # it has no earlier place
+
+
+def test_a_window_wider_than_the_context_is_named(tiny):
+    with pytest.raises(QuietStarError, match="the window has 600 tokens .* context is 512"):
+        evaluate(tiny, [Document("long", "x" * 900)], window=600, thought_length=2)
+
+
+def test_an_interrupt_keeps_the_documents_that_were_finished(tiny):
+    documents = [Document(name, "the quick brown fox") for name in "abc"]
+
+    def stop_in(name):
+        def told(document, share):
+            if document == name:
+                raise KeyboardInterrupt
+
+        return told
+
+    with pytest.raises(Interrupted) as stopped:
+        evaluate(tiny, documents, thought_length=1, told=stop_in("c"))
+    report = stopped.value.report
+    assert [row["document"] for row in report.documents] == ["a", "b"] and report.unfinished == ["c"]
+    assert report.losses == evaluate(tiny, documents[:2], thought_length=1).losses
+    with pytest.raises(Interrupted) as stopped:
+        evaluate(tiny, documents, thought_length=1, told=stop_in("a"))
+    assert stopped.value.report is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"text": 5}', "line 1: field 'text' is 5, not a text"),
+        ('{"body": "x"}', r"no text field 'text' \(it has body\)"),
+        ("[" * 100_000, "line 1 is not JSON"),
+    ],
+)
+def test_lines_of_another_form_are_named(tmp_path, content, says):
+    file = tmp_path / "a.jsonl"
+    file.write_text(content)
+    with pytest.raises(QuietStarError, match=says):
+        read_documents([file])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "x y"}\n')
+    assert [d.text for d in read_documents([file])] == ["x y"]

@@ -79,3 +79,10 @@ def test_entropy_and_divergence_of_known_distributions():
     assert kl_divergence(sure, fair).item() == pytest.approx(np.log(2))
     assert kl_divergence(fair, fair).item() == 0
     assert kl_divergence(torch.tensor([torch.nan, 0.0]), torch.tensor([0.0, 0.0])).isnan()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
+def test_the_coldest_draws_are_greedy(temperature):
+    logits = torch.tensor([[0.0, 1.0, 3.0, -torch.inf, 2.5]])
+    assert distribution(logits, temperature).tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
+    assert choose(logits, torch.tensor([0.999]), temperature)[0].tolist() == [2]

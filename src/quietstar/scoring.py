@@ -166,7 +166,7 @@ def score_ids(
     length = model.config.thought_length if thought_length is None else thought_length
     if thoughts is not None:
         samples, length = thoughts.shape[2], thoughts.shape[3]
-    check_thinking(length, samples, thought_temperature)
+    check_thinking(length, samples, thought_temperature, mixing_weight)
     temperature = default_temperature(thought_temperature, samples)
     model.check_fits(max(lengths), length)
     prefix, base_BNE = model.read(ids, lengths)
@@ -229,7 +229,7 @@ def filler_token(model: ThinkingModel) -> int:
     return 0
 
 
-def check_thinking(length: int, samples: int, temperature: float | None) -> None:
+def check_thinking(length: int, samples: int, temperature: float | None, mixing_weight: float | None = None) -> None:
     """Refuse impossible thought settings, naming the argument."""
     if length < 0:
         raise QuietStarError(f"thought_length must be at least 0, got {length}")
@@ -237,6 +237,8 @@ def check_thinking(length: int, samples: int, temperature: float | None) -> None
         raise QuietStarError(f"samples must be at least 1, got {samples}")
     if temperature is not None and (not np.isfinite(temperature) or temperature < 0):
         raise QuietStarError(f"thought_temperature must be 0 (greedy) or above, got {temperature}")
+    if mixing_weight is not None and not np.isfinite(mixing_weight):
+        raise QuietStarError(f"mixing_weight must be a finite number, got {mixing_weight}")
     if temperature == 0 and samples > 1:
         raise QuietStarError(
             f"samples must be 1 when thought_temperature is 0: {samples} greedy thoughts would be the same thought"

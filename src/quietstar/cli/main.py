@@ -45,8 +45,12 @@ def root(
 
 def main() -> None:
     """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal without some character shows its code instead
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(prog_name="quietstar", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except QuietStarError as error:
         _leave(f"quietstar: {error}", 2)
     except typer.TyperException as error:
@@ -69,8 +73,18 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)  # a command's own value is no exit code
 
 
+def _flush() -> None:
+    """Write out what is left; where that fails, drop it, or Python would try again on its way out."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # type: ignore[assignment]
+
+
 def _leave(line: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    _flush()
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(code)
 

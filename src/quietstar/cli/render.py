@@ -54,7 +54,7 @@ class Screen:
     def _start(self, event: Start) -> None:
         if self.traces and not self.quiet:  # the forced answer follows the reasoning
             lead = event.prompts[0][len(self.traces[-1].start.prompts[0]) + len(self.traces[-1].text) :]
-            self._write(Text(safe(lead), style="dim"))
+            self._write(Text(safe(lead) + ("\n" if self.live else ""), style="dim"))
         elif self.traces:
             self._write(Text("\n"))
         elif event.untrained and not self.quiet and event.settings["trigger"] != "never":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +40,7 @@ def score(
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
     from quietstar.errors import QuietStarError
-    from quietstar.evals.losses import evaluate, names_of, read_documents
+    from quietstar.evals.losses import Interrupted, evaluate, names_of, read_documents
     from quietstar.interventions import Control
 
     names = [str(Control.parse(name)) for name in names_of(controls)]
@@ -55,17 +54,27 @@ def score(
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("scoring", total=1.0)
-        report = evaluate(
-            thinker, documents, controls=names, window=window, max_tokens=max_tokens, thought_length=thought_length,
-            samples=samples, thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed,
-            told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
-        )  # fmt: skip
+    try:
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("scoring", total=1.0)
+            report = evaluate(
+                thinker, documents, controls=names, window=window, max_tokens=max_tokens,
+                thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
+                mixing_weight=mixing_weight, seed=seed,
+                told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
+            )  # fmt: skip
+    except Interrupted as stopped:
+        if stopped.report is not None:
+            _show(stopped.report, as_json)
+        raise
+    _show(report, as_json)
+
+
+def _show(report: LossReport, as_json: bool) -> None:
     for name in report.skipped:
         print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=1))
+        print(options.to_json(report.to_dict(), indent=1))
     else:
         _print(report)
 
@@ -112,6 +121,8 @@ def _print(report: LossReport) -> None:
             *(_signed(row["effects"][name]) for name in report.effects),
         )  # fmt: skip
     console.print(deciles)
+    if report.unfinished:
+        console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read to the end", style="dim"))
     if len(report.documents) < FEWEST:
         console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
+    from quietstar.scoring import Score
 
 CONTROLS = ("filler", "donor", "shuffled")
 RESAMPLES = 2000
@@ -33,8 +34,8 @@ class Document:
     text: str
 
 
-def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Document]:
-    """Documents of text files (one each) and JSONL files (one a line, the text in `field`).
+def read_documents(files: Sequence[str | Path], text_field: str = "text") -> list[Document]:
+    """Documents of text files (one each) and JSONL files (one a line, the text in `text_field`).
 
     Raises:
         QuietStarError: a missing or unreadable file, a broken line, a missing field; names file and line.
@@ -43,7 +44,7 @@ def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Doc
     for given in files:
         path = Path(given)
         try:
-            content = path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise QuietStarError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
         except OSError as error:
@@ -56,12 +57,18 @@ def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Doc
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise QuietStarError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            if isinstance(row, dict) and text_field in row and not isinstance(row[text_field], str):
+                raise QuietStarError(
+                    f"{path}, line {number}: field {text_field!r} is {row[text_field]!r:.40}, not a text"
+                )
+            if not isinstance(row, dict) or text_field not in row:
                 have = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
-                raise QuietStarError(f"{path}, line {number} has no text field {field!r} (it has {have}); give --field")
-            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[field]))
+                raise QuietStarError(
+                    f"{path}, line {number} has no text field {text_field!r} (it has {have}); give --field"
+                )
+            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[text_field]))
     return documents
 
 
@@ -74,6 +81,14 @@ class Interval:
     high: float | None
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `evaluate`; `report` covers the documents finished until then, None where there are none."""
+
+    def __init__(self, report: LossReport | None) -> None:
+        super().__init__()
+        self.report = report
+
+
 @dataclass
 class LossReport:
     """What `evaluate` found.
@@ -83,7 +98,8 @@ class LossReport:
         effects: "own gain" = base - own; "compute" = base - filler; "content" = donor - own; "own over filler".
         documents: the same losses a document. deciles: losses and effects by base difficulty, easiest first.
         flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
-        settings: everything needed to run it again.
+        skipped: names of documents too short to score. settings: everything needed to run it again.
+        unfinished: names of documents not read because of Ctrl-C.
     """
 
     tokens: int
@@ -96,6 +112,7 @@ class LossReport:
     kl: Interval
     skipped: list[str]
     settings: dict[str, Any]
+    unfinished: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -122,6 +139,10 @@ def evaluate(
         window: tokens read at once; longer documents are cut into windows, each read for itself.
         max_tokens: read at most so many tokens of each document.
         told: told the name of each document and the share of all tokens done.
+
+    Raises:
+        QuietStarError: a wrong value, or nothing to score.
+        Interrupted: on Ctrl-C, with the report of the documents finished until then.
     """
     if window < 2:
         raise QuietStarError(f"window must be at least 2 tokens, got {window}")
@@ -129,45 +150,64 @@ def evaluate(
         raise QuietStarError(f"max_tokens must be at least 2, got {max_tokens}")
     encoded, skipped = [], []
     for document in documents:
-        ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        try:
+            ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        except QuietStarError as error:
+            raise QuietStarError(f"{document.name}: {error}") from error
         if len(ids) < 2:
             skipped.append(document.name)
         else:
             encoded.append((document, ids))
     if not encoded:
         raise QuietStarError("no document has two tokens or more; there is nothing to score")
+    length = model.config.thought_length if thought_length is None else thought_length
+    model.check_fits(min(window, max(len(ids) for _, ids in encoded)), length, "window")
     total = sum(len(ids) for _, ids in encoded)
     done = 0
-    parts: list[dict[str, np.ndarray]] = []
-    for number, (document, ids) in enumerate(encoded):
-        for start in range(0, len(ids), window):
-            piece = ids[start : start + window]
-            told(document.name, done / total)
-            done += len(piece)
-            if len(piece) < 2 or ("donor" in controls and len(piece) < 3):
-                continue
-            score = model.score(
-                piece, controls=controls, thought_length=thought_length, samples=samples,
-                thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
-            )  # fmt: skip
-            columns = {
-                "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
-                "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
-            }  # fmt: skip
-            columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
-            part = {name: values[0].double().cpu().numpy() for name, values in columns.items()}
-            parts.append(part | {"document": np.full(len(piece) - 1, number)})
-    if not parts:
-        raise QuietStarError("no document is long enough for the donor control; give longer texts or --controls none")
+    parts: list[dict[str, np.ndarray]] = []  # of finished documents
+    finished = 0
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        for number, (document, ids) in enumerate(encoded):
+            found = []
+            for start in range(0, len(ids), window):
+                piece = ids[start : start + window]
+                told(document.name, done / total)
+                done += len(piece)
+                if len(piece) < 2:
+                    continue
+                score = model.score(
+                    piece, controls=controls, thought_length=thought_length, samples=samples,
+                    thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
+                )  # fmt: skip
+                found.append(_columns(score) | {"document": np.full(len(piece) - 1, number)})
+            parts, finished = parts + found, number + 1
+    except KeyboardInterrupt as error:
+        interrupt = error
+        if not finished:
+            raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names = [document.name for document, _ in encoded]
-    length = model.config.thought_length if thought_length is None else thought_length
     settings = dict(
         model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
         max_tokens=max_tokens, thought_length=length, samples=samples,
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
-    return _report(table, names, list(controls), skipped, settings, seed)
+    report = _report(table, names, list(controls), skipped, settings, seed)
+    if interrupt is not None:
+        report.unfinished = names[finished:]
+        raise Interrupted(report) from interrupt
+    return report
+
+
+def _columns(score: Score) -> dict[str, np.ndarray]:
+    """The numbers of one text as columns, one entry a predicted token."""
+    columns = {
+        "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
+        "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
+    }  # fmt: skip
+    columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
+    return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
 
 
 def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -231,7 +271,7 @@ def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None =
         return Interval(mean, None, None)
     found = stats.bootstrap(
         (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed), batch=200,
+        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
     ).confidence_interval  # fmt: skip
     return Interval(mean, float(found.low), float(found.high))
 

@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from quietstar.scratchpad import columns, schema
@@ -34,7 +34,7 @@ def new_id() -> str:
 
 def now() -> str:
     """The time as it is kept: UTC, ISO 8601, microseconds, so that text order is time order."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class RunWriter:
