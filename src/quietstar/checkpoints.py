@@ -57,13 +57,17 @@ def load(
     options = dict(
         revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
     )
-    if name in default_model.ALIASES:
+    if name == default_model.DEFAULT:
+        folder = default_model.thinking_folder()
+        with _of_the_cache(folder):
+            model = _ours(cls, str(folder), _json(str(folder), "config.json", None) or {}, options)
+        model.config.name_or_path = model.config.base_name = default_model.DEFAULT
+        model.config.base_hash = model.loaded_fingerprint
+        return model
+    if name in default_model.BARE:
         folder = default_model.folder()
-        try:
-            with readable(str(folder)):
-                base, tokenizer = _base(str(folder), options)
-        except QuietStarError as error:
-            raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
+        with _of_the_cache(folder):
+            base, tokenizer = _base(str(folder), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME)
     if not name or not (Path(name).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
@@ -270,6 +274,16 @@ def readable(name: str) -> Iterator[None]:
         raise QuietStarError(f"the model {name} cannot be loaded: {_first_line(error)}") from error
 
 
+@contextlib.contextmanager
+def _of_the_cache(folder: Path) -> Iterator[None]:
+    """Says of a broken folder of the cache that it can be deleted."""
+    try:
+        with readable(str(folder)):
+            yield
+    except QuietStarError as error:
+        raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
@@ -375,7 +389,10 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     config = QuietStarConfig(**{k: v for k, v in raw.items() if k != "model_type"})
     if config.base_name is None:
         base, tokenizer = _base(name, options | {"subfolder": "base"})
-    elif config.base_name in default_model.ALIASES:
+    elif config.base_name == default_model.DEFAULT:
+        where = str(default_model.thinking_folder())
+        base, tokenizer = _base(where, options | {"revision": None, "subfolder": "base"})
+    elif config.base_name in default_model.BARE:
         base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
     elif Path(config.base_name).is_absolute() and not Path(config.base_name).exists():
         raise QuietStarError(

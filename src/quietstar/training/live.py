@@ -116,7 +116,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         found = {name: effect.mean for name, effect in report.effects.items() if name in ("content", "compute")}
         self.effects = "".join(f"{name} {value:+.4f}  " for name, value in found.items())
         table = Table(
-            title=f"held out, step {state.global_step}: {report.tokens} tokens, {len(report.documents)} documents, nats",
+            title=f"held out, step {state.global_step}: {report.tokens} tokens, {len(report.documents)} documents",
             title_justify="left", box=None, pad_edge=False,
         )  # fmt: skip
         for name in ("", "mean", "95 %"):
