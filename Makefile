@@ -2,6 +2,7 @@
 # make think ASK="..."  ask yours
 # make test             lint, types and every test
 # make bench            what thinking costs on this machine
+# make reproduce DATA=folder   train the thoughts of this package again (about two hours on 2 cores)
 # make docs             write docs/commands.md and the README's picture anew
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think test lint types unit bench docs clean
+.PHONY: think test lint types unit bench reproduce docs clean
 
 think: $(VENV)/installed
 	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
@@ -28,6 +29,14 @@ unit: $(VENV)/tested
 
 bench: $(VENV)/installed
 	$(BIN)/quietstar bench
+
+TEXTS = --data.train $(DATA)/math_text/train.jsonl --data.heldout $(DATA)/math_text/heldout.jsonl
+
+reproduce: $(VENV)/tested
+	@test -f "$(DATA)/math_text/train.jsonl" || { echo "say where the texts are: make reproduce DATA=folder (with math_text/train.jsonl)"; exit 2; }
+	$(BIN)/quietstar train default-model $(TEXTS)
+	$(BIN)/quietstar train default-model-2 $(TEXTS)
+	$(BIN)/quietstar plot runs/default-model runs/default-model-2 --out runs/curves.png
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/make.py

@@ -1,9 +1,13 @@
 """The loss report: figures are means over tokens, intervals are over documents, files are read or named."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
 from quietstar import QuietStarError
+from quietstar.evals import losses
 from quietstar.evals.losses import Document, Interrupted, bootstrap, effects_of, evaluate, read_documents
 
 
@@ -130,3 +134,45 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "x y"}\n')
     assert [d.text for d in read_documents([file])] == ["x y"]
+
+
+def test_thoughts_that_continue_the_text_are_counted_place_by_place(tiny):
+    ids = [5, 6, 7, 8, 9, 10]
+    thoughts = torch.tensor([[[[6, 7, 0]], [[7, 0, 9]], [[0, 0, 0]], [[9, 10, 3]], [[10, 9, 9]]]])
+    score = tiny.score(ids, thoughts=thoughts)
+    # of three tokens two; of three two; none of three; both that the text still has; the one it still has
+    assert losses._continues(score)[0].tolist() == pytest.approx([2 / 3, 2 / 3, 0.0, 1.0, 1.0])
+
+
+def test_the_hardest_fifth_is_a_fifth(tiny):
+    report = losses.evaluate(tiny, [losses.Document(str(n), "the quick brown fox thinks" * 3) for n in range(6)])
+    top = [row for row in report.deciles if row["decile"] >= 9]
+    tokens = sum(row["tokens"] for row in top)
+    wanted = sum(row["effects"]["own gain"]["mean"] * row["tokens"] for row in top) / tokens
+    assert report.hardest["own gain"].mean == pytest.approx(wanted, rel=1e-6)
+
+
+def test_two_models_are_compared_document_by_document(tiny):
+    documents = [losses.Document(str(n), f"the thing {n} says it thinks") for n in range(6)]
+    report = losses.evaluate(tiny, documents, controls=()).to_dict()
+    other = json.loads(json.dumps(report))
+    for n, row in enumerate(other["documents"]):
+        row["base"] = row["own"] + 0.5 + 0.01 * n
+    found = losses.against(report, other)
+    assert 0.5 <= found.low <= found.mean <= found.high <= 0.55
+    assert losses.against(report, report, "base", "base").mean == 0
+    other["documents"].pop()
+    with pytest.raises(QuietStarError, match="not of the same documents"):
+        losses.against(report, other)
+
+
+def test_a_text_file_can_be_cut_into_documents(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("intro\n = One = \nfirst\n = = Part = = \n = Two = \nsecond\n")
+    found = losses.read_documents([path], split=r"^ = [^=]")
+    assert [(d.name, d.text) for d in found] == [
+        ("book.txt:1", "intro\n"), ("book.txt:2", " = One = \nfirst\n = = Part = = \n"),
+        ("book.txt:3", " = Two = \nsecond\n"),
+    ]  # fmt: skip
+    with pytest.raises(QuietStarError, match="split is no regular expression"):
+        losses.read_documents([path], split="(")

@@ -41,6 +41,37 @@ def bench(
         processes=processes,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
+    _tell(report, as_json)
+
+
+@app.command("train")
+def train(
+    model: options.Model = "default",
+    thought_length: Annotated[
+        int, typer.Option("--thought-length", "-t", metavar="T", help="Tokens in a thought.")
+    ] = 5,
+    lookahead: Annotated[int, typer.Option(metavar="A", help="True tokens predicted after a thought.")] = 4,
+    samples: Annotated[int, typer.Option(metavar="P", help="Thoughts at each position.")] = 2,
+    length: Annotated[int, typer.Option(metavar="N", help="Tokens of the sequence.")] = 256,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Measurements of each side, after one warm-up.")] = 3,
+    processes: Annotated[bool, typer.Option(help="Measure peak memory too, in fresh processes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Measure a training step against plain forward and backward over as many token positions, and its peak memory."""
+    thinker = options.load(model, dtype, device, None)
+    from quietstar.evals.bench_train import run
+
+    report = run(
+        thinker, model, dtype, device, thought_length=thought_length, lookahead=lookahead, samples=samples,
+        length=length, repeats=repeats, processes=processes,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    _tell(report, as_json)
+
+
+def _tell(report: Bench, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.to_dict(), indent=1))
     else:
@@ -55,8 +86,7 @@ def _print(report: Bench) -> None:
             f"{r.what} {r.seconds * 1e3:.1f} ms / {r.against} {r.against_seconds * 1e3:.1f} ms"
         )
     if report.memory:
-        limit = 2 * report.machine["weights_mb"] + 500
-        print(f"peak memory of score, whole process (at 512 tokens at most 2 x weights + 500 MB = {limit:.0f} MB):")
+        print(f"peak memory of {report.memory_of}, whole process (limit {report.memory_limit_mb:.0f} MB):")
         for row in report.memory:
             print(f"{row['tokens']:6.0f} tokens  {row['peak_mb']:7.0f} MB  (after loading {row['loaded_mb']:.0f} MB)")
     if report.start:

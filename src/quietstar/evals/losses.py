@@ -7,13 +7,16 @@ Every figure is a mean over predicted tokens in nats; every interval is a 95 % p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
 from quietstar.errors import QuietStarError
 
@@ -34,13 +37,19 @@ class Document:
     text: str
 
 
-def read_documents(files: Sequence[str | Path], text_field: str = "text") -> list[Document]:
+def read_documents(files: Sequence[str | Path], text_field: str = "text", split: str | None = None) -> list[Document]:
     """Documents of text files (one each) and JSONL files (one a line, the text in `text_field`).
+
+    With `split`, a regular expression (^ and $ at lines), a text file is cut before each match into several documents.
 
     Raises:
         QuietStarError: a missing or unreadable file, a broken line, a missing field; names file and line.
     """
     documents = []
+    try:
+        border = re.compile(f"(?={split})", re.MULTILINE) if split else None
+    except re.error as error:
+        raise QuietStarError(f"split is no regular expression: {error}") from error
     for given in files:
         path = Path(given)
         try:
@@ -50,7 +59,10 @@ def read_documents(files: Sequence[str | Path], text_field: str = "text") -> lis
         except OSError as error:
             raise QuietStarError(f"cannot read {path}: {error.strerror}") from error
         if path.suffix.lower() not in (".jsonl", ".ndjson"):
-            documents.append(Document(path.name, content))
+            pieces = [content] if border is None else [piece for piece in border.split(content) if piece.strip()]
+            several = len(pieces) > 1
+            documents += [Document(f"{path.name}:{n}" if several else path.name, piece)
+                          for n, piece in enumerate(pieces, start=1)]  # fmt: skip
             continue
         for number, line in enumerate(content.split("\n"), start=1):
             if not line.strip():
@@ -97,6 +109,9 @@ class LossReport:
         losses: mean loss of "base", "own", "only" and each control.
         effects: "own gain" = base - own; "compute" = base - filler; "content" = donor - own; "own over filler".
         documents: the same losses a document. deciles: losses and effects by base difficulty, easiest first.
+        hardest: the effects on the fifth of the tokens that is hardest for the base.
+        continues: share of thought tokens that are the text's own next tokens, place by place (x_{i+1}, x_{i+2}, ...):
+            how far thoughts merely continue the text.
         flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
         skipped: names of documents too short to score. settings: everything needed to run it again.
         unfinished: names of documents not read because of Ctrl-C.
@@ -110,6 +125,8 @@ class LossReport:
     flipped: Interval
     weight: Interval
     kl: Interval
+    hardest: dict[str, Interval]
+    continues: Interval
     skipped: list[str]
     settings: dict[str, Any]
     unfinished: list[str] = field(default_factory=list)
@@ -207,7 +224,17 @@ def _columns(score: Score) -> dict[str, np.ndarray]:
         "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
     }  # fmt: skip
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
+    columns["continues"] = _continues(score)
     return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+
+
+def _continues(score: Score) -> Tensor:
+    """Share of each position's thought tokens that equal the text at their place, (B, N - 1); 0 for empty thoughts."""
+    length, wide = score.thoughts.shape[-1], score.ids.shape[1]
+    place_NT = torch.arange(1, wide)[:, None] + torch.arange(length)
+    inside_NT = place_NT < wide
+    same_BNPT = (score.thoughts == score.ids[:, place_NT.clamp_max(wide - 1)][:, :, None]) & inside_NT[:, None]
+    return same_BNPT.float().sum(-1).mean(-1) / inside_NT.sum(-1).clamp_min(1)
 
 
 def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -252,8 +279,11 @@ def _report(
                     "effects": {name: asdict(interval(values, mine)) for name, values in effects.items()},
                 }
             )  # fmt: skip
+    hard = table["base"] >= np.quantile(table["base"], 0.8)
     return LossReport(
-        tokens=len(documents_of), losses={kind: interval(table[kind]) for kind in kinds},
+        hardest={name: interval(values, hard) for name, values in effects.items()},
+        continues=interval(table["continues"]), tokens=len(documents_of),
+        losses={kind: interval(table[kind]) for kind in kinds},
         effects={name: interval(values) for name, values in effects.items()}, documents=per_document, deciles=deciles,
         flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
         skipped=skipped, settings=settings,
@@ -274,6 +304,27 @@ def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None =
         n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
     ).confidence_interval  # fmt: skip
     return Interval(mean, float(found.low), float(found.high))
+
+
+def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", theirs: str = "base") -> Interval:
+    """Loss of another model less this one's on the same documents, per token: above 0 where this one is better.
+
+    Args:
+        own, other: reports as `LossReport.to_dict` gives them, of the same texts cut in the same way.
+        mine, theirs: which losses are compared.
+
+    Raises:
+        QuietStarError: the two are not of the same documents and tokens.
+    """
+    rows = list(zip(own["documents"], other["documents"], strict=False))
+    same = [(row["document"], row["tokens"]) for row in own["documents"]] == [
+        (row["document"], row["tokens"]) for row in other["documents"]
+    ]
+    if not same or not rows:
+        raise QuietStarError("the two reports are not of the same documents and tokens; score both in the same way")
+    tokens = np.array([row["tokens"] for row, _ in rows])
+    each = np.array([theirs_row[theirs] - mine_row[mine] for mine_row, theirs_row in rows])
+    return bootstrap(np.repeat(each, tokens), np.repeat(np.arange(len(rows)), tokens))
 
 
 def names_of(text: str) -> Iterable[str]:

@@ -8,8 +8,6 @@ the checkpoint was.
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from quietstar.evals.bench import peak_bytes
 from quietstar.text import visible
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         line = (
             f"loss {logs['loss']:.4f}  base {logs['base']:.4f}  mixed {logs['mixed']:.4f}  "
             f"reward {logs['reward']:+.4f}  w {logs['mixing_weight']:.3f}  {self.effects}"
-            f"{speed:.0f} tokens/s  {_memory_mb():.0f} MB"
+            f"{speed:.0f} tokens/s  {peak_bytes(args.device) / 1e6:.0f} MB"
         )
         self.last = now
         if self.progress is not None:
@@ -156,11 +155,3 @@ class Live(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop()
-
-
-def _memory_mb() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
