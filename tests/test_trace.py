@@ -4,21 +4,21 @@ import json
 
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Choice, End, Sample, Start, ThoughtEvent, TokenEvent, Trace
 
-# The keys of every frame under schema version 1. A change here needs a new SCHEMA_VERSION and a note in the changelog.
+# The keys of every frame under schema version 2. A change here needs a new SCHEMA_VERSION and a note in the changelog.
 FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
               "chat", "settings", "phase"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
-    "end": ["event", "sequence", "reason", "text", "tokens", "thoughts", "seconds"],
+    "end": ["event", "sequence", "reason", "text", "tokens", "thoughts", "seconds", "drafted", "accepted"],
 }  # fmt: skip
 SETTINGS = ["thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature",
-            "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show"]  # fmt: skip
+            "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show", "speculate"]  # fmt: skip
 
 
 def test_frames_are_pinned(tiny):
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     seen = {}
     for event in tiny.stream("the", max_new_tokens=3, thought_length=2, stop_ids=[]):
         frame = json.loads(json.dumps(event.to_dict()))

@@ -24,7 +24,7 @@ from torch import Tensor
 from quietstar._version import __version__
 from quietstar.api import QuietStar
 from quietstar.errors import QuietStarError
-from quietstar.generation import resample_ids
+from quietstar.resampling import resample_ids
 from quietstar.rows import ordinary
 
 MEMORY_LENGTHS = (512, 1024, 2048, 4096)
