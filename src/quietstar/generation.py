@@ -9,8 +9,10 @@ Shapes: B sequences · M positions (of any of them) · E hidden size · V vocabu
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -27,7 +29,7 @@ from quietstar.sampling import TOKEN, ban, clocks, distribution, race
 from quietstar.scoring import check_thinking, default_temperature
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Event, Start, TokenEvent
 from quietstar.speaking import Speaker
-from quietstar.speculation import Pace, Site
+from quietstar.speculation import GUESSES, LONGEST, Pace, Site, guess
 from quietstar.thinking import Prediction, Thinker
 from quietstar.triggers import Moment, Trigger
 
@@ -122,7 +124,7 @@ class _Run:
 
     A sequence has *sites*: positions whose base prediction is known and whose token is not settled. Each turn of the
     loop settles what can be settled, then runs the base model over the next token of every sequence, emitted or
-    drafted, which gives each one more site.
+    drafted, and over guesses at what it will draft behind, which gives each one or more sites.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class _Run:
         self.stop_ids = frozenset(model_stop_ids(model) if settings.stop_ids is None else settings.stop_ids)
         self.speakers = [Speaker(model.tokenizer, list(ids), tuple(settings.stop), b) for b, ids in enumerate(prompts)]
         self.sites: list[list[Site]] = [[] for _ in prompts]
+        self.recent: list[deque[list[int]]] = [deque(maxlen=8) for _ in prompts]  # thoughts, as a source of guesses
         self.pace = Pace(settings.speculate, self.thinker.passes, len(prompts), settings.samples)
         self.drafts = self.pace.drafts()
         self.waited = 0  # base passes since the first sequence has a thought to think
@@ -185,45 +188,63 @@ class _Run:
             ids[b, : lengths[b]] = torch.tensor(speaker.ids, device=self.model.device)
         _, hidden_BNE = self.model.read(ids, lengths, self.prefix)
         last = torch.tensor(lengths, device=self.model.device) - 1
-        self._observe(self.speakers, hidden_BNE[torch.arange(len(lengths), device=self.model.device), last])
+        hidden_B1E = hidden_BNE[torch.arange(len(lengths), device=self.model.device), last][:, None]
+        self._observe({speaker: speaker.ids[-1:] for speaker in self.speakers}, hidden_B1E)
 
     def _advance(self) -> None:
-        """Run the next token of each sequence that has room: the last draft, or the last emitted token."""
-        moving = [s for s in self.speakers if s.reason is None and not self._full(s)]
-        next_ids, counts = [0] * len(self.speakers), [0] * len(self.speakers)
-        for speaker in moving:
-            sites = self.sites[speaker.sequence]
-            next_ids[speaker.sequence] = sites[-1].draft if sites else speaker.ids[-1]
-            counts[speaker.sequence] = 1
-        embeds = self.model.embed(torch.tensor(next_ids, device=self.model.device)[:, None])
-        hidden_BE = self.prefix.extend(embeds, counts)[:, 0]
+        """Run the next token of each sequence that has room, and what may follow it."""
+        tokens = {s: self._next(s) for s in self.speakers if s.reason is None and self._room(s)}
+        ids = torch.zeros(len(self.speakers), max(map(len, tokens.values())), dtype=torch.long)
+        counts = [0] * len(self.speakers)
+        for speaker, following in tokens.items():
+            ids[speaker.sequence, : len(following)] = torch.tensor(following)
+            counts[speaker.sequence] = len(following)
+        hidden_BLE = self.prefix.extend(self.model.embed(ids.to(self.model.device)), counts)
         self.waited += any(self.sites)
-        self._observe(moving, hidden_BE[[s.sequence for s in moving]])
+        self._observe(tokens, hidden_BLE)
 
-    def _observe(self, speakers: list[Speaker], hidden_ME: Tensor) -> None:
-        """One more site for each of these sequences: its base prediction, its draft, and whether to think there."""
+    def _next(self, speaker: Speaker) -> list[int]:
+        """The token a sequence goes on with, its last draft or emitted token, and guesses at the next drafts."""
+        sites = self.sites[speaker.sequence]
+        text = speaker.ids + [site.draft for site in sites]
+        most = min(GUESSES, self._room(speaker) - 1, self.limit - max(self.prefix.lengths) - 1)
+        guesses = guess(text, list(reversed(self.recent[speaker.sequence])), int(most))
+        return [text[-1], *itertools.takewhile(lambda token: token not in self.stop_ids, guesses)]
+
+    def _observe(self, tokens: dict[Speaker, list[int]], hidden_BLE: Tensor) -> None:
+        """A site for each of these tokens: its base prediction, its draft, and whether to think there.
+
+        A sequence's first token is certain, the others are guesses: they count as long as each is the draft before it.
+        """
         model, settings = self.model, self.settings
+        ahead = [(s, n) for s, following in tokens.items() for n in range(len(following))]
+        hidden_ME = hidden_BLE[[s.sequence for s, _ in ahead], [n for _, n in ahead]]
         raw_MV = model.unembed(hidden_ME)
-        sequence = [s.sequence for s in speakers]
-        ahead = [len(self.sites[b]) for b in sequence]
-        position = [len(s.ids) - 1 + n for s, n in zip(speakers, ahead, strict=True)]
-        asked = self.trigger.decide(
-            Moment(
-                logits=raw_MV.float(), weight=lambda: model.weight(hidden_ME, hidden_ME),
-                step=[s.emitted + n for s, n in zip(speakers, ahead, strict=True)], sequence=sequence,
-                position=position, seed=settings.seed,
-                marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
-            )
-        )  # fmt: skip
+        sequence = [s.sequence for s, _ in ahead]
+        position = [len(s.ids) - 1 + len(self.sites[s.sequence]) + n for s, n in ahead]
         clocks_MV = None
         if settings.temperature > 0:
             drawn = clocks(settings.seed, TOKEN, sequence, position, vocabulary=raw_MV.shape[-1])
             clocks_MV = torch.from_numpy(drawn).to(model.device)
         draft = self._pick(ban(raw_MV, model.config.marker_ids), clocks_MV)
-        for m, b in enumerate(sequence):
-            thinks = asked[m] if self.thinker.control.name != "none" else None
-            site = Site(hidden_ME[m], raw_MV[m], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
-            self.sites[b].append(site)
+        true: list[int] = []
+        for m, (speaker, n) in enumerate(ahead):
+            if n == 0 or (true[-1:] == [m - 1] and draft[m - 1] == tokens[speaker][n]):
+                true.append(m)
+        if len(true) < len(ahead):
+            hidden_ME, raw_MV = hidden_ME[true], raw_MV[true]
+        asked = self.trigger.decide(
+            Moment(
+                logits=raw_MV.float(), weight=lambda: model.weight(hidden_ME, hidden_ME),
+                step=[position[m] + 1 - ahead[m][0].prompt_length for m in true],
+                sequence=[sequence[m] for m in true], position=[position[m] for m in true], seed=settings.seed,
+                marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
+            )
+        )  # fmt: skip
+        for row, m in enumerate(true):
+            thinks = asked[row] if self.thinker.control.name != "none" else None
+            site = Site(hidden_ME[row], raw_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
+            self.sites[sequence[m]].append(site)
 
     def _pick(self, logits_MV: Tensor, clocks_MV: Tensor | None) -> list[int]:
         """The token of each position under these logits; the same randomness for the draft and for what is emitted."""
@@ -234,26 +255,32 @@ class _Run:
 
     # -- settling -------------------------------------------------------------------------------------------------
 
-    def _full(self, speaker: Speaker) -> bool:
-        """True where no further token can be drafted: K are, the text would end first, or its draft ends it."""
+    def _room(self, speaker: Speaker) -> int:
+        """How many more sites a sequence may have: until K are drafted, or its text would end."""
         sites = self.sites[speaker.sequence]
-        return bool(sites) and (
-            len(sites) > self.drafts
-            or speaker.emitted + len(sites) >= self.settings.max_new_tokens
-            or sites[-1].draft in self.stop_ids
-            or len(speaker.ids) + len(sites) + self.thinker.length + 2 > self.limit
+        if sites and sites[-1].draft in self.stop_ids:
+            return 0
+        most = min(
+            self.drafts + 1,
+            self.settings.max_new_tokens - speaker.emitted,
+            self.limit - len(speaker.ids) - self.thinker.length - 1,
         )
+        return int(most) - len(sites)
 
     def _settle(self) -> list[Event]:
-        """Emit what can be emitted now: sites with no thought before or at them, and all, once enough are drafted."""
+        """Emit what can be emitted now: sites before the first thought, and all sites, once enough are drafted."""
         out: list[Event] = []
         for speaker in self.speakers:
-            if speaker.reason is None and not any(site.asked for site in self.sites[speaker.sequence]):
-                out += self._emit(speaker, None)
+            sites = self.sites[speaker.sequence]
+            free = list(itertools.takewhile(lambda site: site.asked is None, sites))
+            self.sites[speaker.sequence] = sites[len(free) :]
+            out += self._emit(speaker, free, None)
         waiting = [speaker for speaker in self.speakers if self.sites[speaker.sequence]]
-        if waiting and (self.waited >= self.drafts or all(map(self._full, waiting))):
+        if waiting and (self.waited >= self.drafts or not any(map(self._room, waiting))):
+            self.pace.spend(max(len(self.sites[s.sequence]) for s in waiting) - 1, self.waited)
             for speaker, thought in zip(waiting, self._think(waiting), strict=True):
-                out += self._emit(speaker, thought)
+                sites, self.sites[speaker.sequence] = self.sites[speaker.sequence], []
+                out += self._emit(speaker, sites, thought)
             self.waited, self.drafts = 0, self.pace.drafts()
         lengths = self.prefix.lengths
         for speaker in self.speakers:  # forget drafts that did not come true
@@ -279,10 +306,8 @@ class _Run:
         )
         return [Thought(*part) for part in parts]
 
-    def _emit(self, speaker: Speaker, thought: Thought | None) -> list[Event]:
-        """Settle a sequence's sites in order, until one emits another token than was drafted, or the text ends."""
-        sites = self.sites[speaker.sequence]
-        self.sites[speaker.sequence] = []
+    def _emit(self, speaker: Speaker, sites: list[Site], thought: Thought | None) -> list[Event]:
+        """Settle sites in order, until one emits another token than was drafted, or the text ends."""
         thinking = [site for site in sites if site.asked]
         predictions: Iterator[Prediction] = iter(())
         if thought is not None:
@@ -299,11 +324,15 @@ class _Run:
                     speaker.sequence, speaker.ids, site.asked, mixed_V, part, next(predictions)
                 )
                 speaker.think(event)
+                self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())
                 thoughts += 1
                 token = self._pick(mixed_V[None], None if site.clocks is None else site.clocks[None])[0]
             out += self._speak(speaker, token, mixed_V, site.asked is not None)
             emitted += 1
-            if token != site.draft or speaker.reason is not None:
+            if speaker.reason is not None:
+                self.sites[speaker.sequence] = []
+                break
+            if token != site.draft:
                 break
         if thought is not None:
             agreed = emitted - (token != site.draft)

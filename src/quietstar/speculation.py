@@ -6,11 +6,16 @@ base pass is needed anyway, as the prefix of what follows), thoughts at all K + 
 rows, and each position then emits the very token it emits one by one. As long as that token is the drafted one, the
 next position stands on the right text and counts too; where it is not, the rest of the draft is forgotten.
 
-The result does not depend on the draft at all, only its cost does. Knows costs and counts; knows nothing about models.
+The base passes of a draft can be spared in turn: where the last tokens stood before, in the text or in a recent
+thought, what followed there is a guess at the drafts to come, and one base pass checks all of it.
+
+The result does not depend on guesses or drafts at all, only its cost does. Knows token ids, costs and counts; knows
+nothing about models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,6 +25,8 @@ from quietstar.errors import QuietStarError
 AUTO = "auto"
 MOST_DRAFTS = 31  # of auto: with the position itself 32, whose logits make one chunk (model.UNEMBED_ROWS)
 ROW_COST = 0.025  # what one more row adds to a pass, in passes over one row (`quietstar bench`: 100 rows cost 3.5)
+GUESSES = 8  # most tokens guessed at once
+LONGEST = 3  # tokens that a guess looks back at
 _EXPECTED, _DOUBT = 0.8, 4  # acceptance before anything was seen, and how many drafts that guess counts for
 _MEMORY = 200  # drafts after which old ones count half
 
@@ -60,6 +67,30 @@ def parse(speculate: int | str) -> int | str:
     return number
 
 
+def guess(text: list[int], others: Sequence[list[int]], most: int) -> list[int]:
+    """What followed where the last tokens of `text` stood before: at most `most` tokens, none where they never did.
+
+    The longest match wins, up to `LONGEST` tokens; then one in the text itself, then in the earlier of `others`, then
+    the later place. A match in the text may run into its own end and then goes round, as in text that repeats itself.
+    """
+    longest = 0
+    best: list[int] = []
+    for where in (text, *others) if most > 0 else ():
+        for end in range(len(where) - 2, -1, -1):
+            if where[end] != text[-1]:
+                continue
+            length = 1
+            while length < min(LONGEST, len(text), end + 1) and where[end - length] == text[-1 - length]:
+                length += 1
+            if length > longest:
+                longest, best = length, where[end + 1 : end + 1 + most]
+                if where is text:
+                    best = (best * most)[:most]
+            if longest == LONGEST:
+                return best
+    return best
+
+
 class Pace:
     """How many tokens to draft: a fixed number, or the one that promises most tokens for the passes they take.
 
@@ -74,6 +105,9 @@ class Pace:
         self._fixed = None if speculate == AUTO else int(speculate)
         self._passes, self._sequences, self._samples = passes, sequences, samples
         self._seen, self._agreed = float(_DOUBT), _EXPECTED * _DOUBT
+        self._drafted = self._passed = float(
+            _DOUBT
+        )  # drafts, and base passes they took: fewer where guesses were right
 
     def learn(self, seen: int, agreed: int) -> None:
         """Take note of `seen` positions, at `agreed` of which the emitted token was the draft."""
@@ -81,6 +115,13 @@ class Pace:
         self._agreed += agreed
         if self._seen > _MEMORY:
             self._seen, self._agreed = self._seen / 2, self._agreed / 2
+
+    def spend(self, drafted: int, passed: int) -> None:
+        """Take note that `drafted` tokens took `passed` base passes."""
+        self._drafted += drafted
+        self._passed += passed
+        if self._drafted > _MEMORY:
+            self._drafted, self._passed = self._drafted / 2, self._passed / 2
 
     def drafts(self) -> int:
         """K, for the next round."""
@@ -92,8 +133,9 @@ class Pace:
         """Tokens a round emits on average, for each pass over one row it takes."""
         acceptance = self._agreed / self._seen
         tokens = sum(acceptance**j for j in range(drafts + 1))
+        drafting = (1 + drafts * self._passed / self._drafted) * _pass(self._sequences)
         thinking = self._passes * _pass(self._sequences * self._samples * (drafts + 1))
-        return tokens / ((drafts + 1) * _pass(self._sequences) + thinking)
+        return tokens / (drafting + thinking)
 
 
 def _pass(rows: int) -> float:
