@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = ("", "think", "score", "bench")
+COMMANDS = ("", "think", "score", "bench", "bench generate")
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]
 
 

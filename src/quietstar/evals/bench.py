@@ -93,7 +93,7 @@ def run(
         for length in MEMORY_LENGTHS:
             if model.context_limit is None or length + thought_length + 2 <= model.context_limit:
                 say(f"measuring memory at {length} tokens")
-                bench.memory.append(_probe(_MEMORY, name, dtype, device, length, thought_length))
+                bench.memory.append(probe(_MEMORY, name, dtype, device, length, thought_length))
         say("measuring start-up")
         bench.start = _start(name, dtype, device, repeats)
     return bench
@@ -117,7 +117,8 @@ def sample_ids(model: QuietStar, length: int) -> Tensor:
     return (torch.arange(length, device=model.device) * 7919 + 101)[None] % model.vocabulary
 
 
-def _clock(work: Callable[[], object]) -> float:
+def clock(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
@@ -146,13 +147,13 @@ def _per_token(generate: Callable[[int], object], few: int, many: int) -> Callab
     """Seconds a token, from two lengths, so that reading the prompt does not count."""
 
     def seconds() -> float:
-        short = _clock(lambda: generate(few))
-        return (_clock(lambda: generate(many)) - short) / (many - few)
+        short = clock(lambda: generate(few))
+        return (clock(lambda: generate(many)) - short) / (many - few)
 
     return seconds
 
 
-def _plain(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
+def plain_generate(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
     """Greedy `generate` of the base model as transformers has it."""
 
     def generate(count: int) -> object:
@@ -171,7 +172,7 @@ def _generating(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
 
     return (
         (f"one token with a thought of {thought_length}", _per_token(think, 4, 20)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         (thought_length + 3) * 1.15,
     )
 
@@ -182,7 +183,7 @@ def _never(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, Si
 
     return (
         ("one token, thought skipped", _per_token(skip, 4, 36)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         1.15,
     )
 
@@ -192,10 +193,10 @@ def _scoring(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, 
 
     def forward() -> float:
         with ordinary(model.decoder_lm) as base:
-            return _clock(lambda: base(ids.repeat(many, 1), use_cache=False))
+            return clock(lambda: base(ids.repeat(many, 1), use_cache=False))
 
     return (
-        (f"score {ids.shape[1]} tokens", lambda: _clock(lambda: model.score(ids, thought_length=thought_length))),
+        (f"score {ids.shape[1]} tokens", lambda: clock(lambda: model.score(ids, thought_length=thought_length))),
         (f"plain forward over {many} x {ids.shape[1]} tokens", forward),
         1.3,
     )
@@ -218,7 +219,7 @@ def _resampling(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
                 show=1,
             )
 
-        return f"{count} thought{'s' if count > 1 else ''} at one position, text already read", lambda: _clock(work)
+        return f"{count} thought{'s' if count > 1 else ''} at one position, text already read", lambda: clock(work)
 
     return resample(100), resample(1), 4.0
 
@@ -260,13 +261,13 @@ def _start(name: str, dtype: str, device: str, repeats: int) -> dict[str, float]
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        _probe(_FIRST, name, dtype, device)
+        probe(_FIRST, name, dtype, device)
         times.append(time.perf_counter() - began)
     times = sorted(times[1:])
     return {"seconds": median(times), "lowest": times[0], "highest": times[-1], "limit": 5.0}
 
 
-def _probe(code: str, *arguments: object) -> dict[str, float]:
+def probe(code: str, *arguments: object) -> dict[str, float]:
     """Run `code` in a fresh process and read the JSON it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
