@@ -358,3 +358,13 @@ def test_sampled_text_follows_the_mixed_distribution(runs, top_p, temperature):
     (trace,) = traces(model, [prompt], max_new_tokens=50, thought_length=2, stop_ids=[], speculate=2, **options)
     assert 0.2 < trace.end.accepted / trace.end.drafted < 0.95, "too few or too many rejections to show anything"
     assert chi_square(model, prompt, 3, 2, runs, **options) > 1e-3
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("sampling", [dict(), dict(temperature=1.0, seed=3)])
+def test_the_default_model_in_fp32(sampling):
+    model = QuietStar.from_pretrained("default", dtype="float32")
+    options = dict(thought_length=4, max_new_tokens=16, mixing_weight=0.1, **sampling)
+    (one,), (other,) = (traces(model, "Why is the sky blue?", speculate=k, **options) for k in (0, "auto"))
+    same(one, other)
+    assert other.end.accepted

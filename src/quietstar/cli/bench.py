@@ -107,7 +107,7 @@ def _print_generate(report: Report) -> None:
         one, ahead = (
             f"{r.middle:5.2f} x ({r.lowest:.2f} to {r.highest:.2f})" for r in (c.one_by_one_ratio, c.speculative_ratio)
         )
-        parted = "" if c.parted is None else f"; another token from {c.parted} on, {c.gap:.4f} nats apart"
+        parted = "" if c.parted is None else f"; parts at token {c.parted}, over {c.gap:.4f} nats"
         share = f" ({c.accepted / c.drafted:.0%})" if c.drafted else ""
         print(
             f"{c.kind:<11} {c.context:>7} {c.thought_length:>3} {c.plain * 1e3:>12.1f}  {one:<21} {ahead:<21} "

@@ -2,8 +2,8 @@
 
 The three are measured in turn, on the same texts, as seconds a token behind a text that is already read; ratios are
 taken repeat by repeat and told as median with smallest and largest. How many drafts come true is told beside, because
-the speed of speculation hangs on it. The texts are sampled from the base model once: real text of any length for any
-model, which neither repeats itself (guesses would look too good) nor is known beforehand.
+the speed of speculation hangs on it. The texts are the base model's own sampled answers: text of any length for any
+model, of four kinds, that is not one passage repeated (guesses would look too good).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from quietstar.api import Generation, QuietStar
 from quietstar.errors import QuietStarError
 from quietstar.evals.bench import clock, machine_of, plain_generate, probe
 from quietstar.model import UNEMBED_ROWS, Place, chunks
+from quietstar.scratchpad.trace import Trace
 
 OPENINGS = {
     "prose": "Tell me a long story about a fisherman and the sea.",
@@ -28,6 +29,7 @@ OPENINGS = {
     "code": "Write a Python module with a stack, a queue and a binary tree, with tests for each.",
     "dialogue": "Write a long dialogue between a doctor and a patient who has a cold.",
 }
+_LAST_ANSWER = 32  # tokens of the answer that the measured generation goes on with
 WEIGHTS = (0.05, 0.1, 0.25)  # fixed mixing weights at which the rules of acceptance are compared
 
 
@@ -52,8 +54,9 @@ class Cell:
         plain, one_by_one, speculative: seconds a token, medians.
         one_by_one_ratio, speculative_ratio: against plain generate, repeat by repeat.
         drafted, accepted: drafts of the speculative run. tokens: emitted.
-        parted: the first token at which speculative text is not the one-by-one text (rounding decides between equally
-            good tokens), or None. gap: how far the two tokens were apart there, in nats under the mixed prediction.
+        parted: the first place at which the speculative text or thought is not that of one by one, or None; below
+            fp32, rounding decides between equally good tokens. gap: how far apart the two tokens were there, in nats
+            under the prediction they were chosen from.
     """
 
     kind: str
@@ -151,16 +154,16 @@ def run(
     say(f"writing texts of {max(contexts)} tokens")
     texts = sample_texts(model, max(contexts))
     cells = sorted({(c, middle_length) for c in contexts} | {(middle_context, t) for t in thought_lengths})
-    _Measurement(model, texts["prose"][:64], 2, 4, options).repeat()  # warm-up
+    _Measurement(model, texts["prose"][-64:], 2, 4, options).repeat()  # warm-up
     for (kind, ids), (context, length) in itertools.product(texts.items(), cells):
         say(f"measuring {kind}, context {context}, thoughts of {length}")
-        report.cells.append(_cell(model, kind, ids[:context], length, tokens, repeats, options))
+        report.cells.append(_cell(model, kind, ids[-context:], length, tokens, repeats, options))
     say("measuring the cost of a row")
-    report.row_cost = _row_cost(model, texts["prose"][:middle_context], middle_length, repeats)
+    report.row_cost = _row_cost(model, texts["prose"][-middle_context:], middle_length, repeats)
     say("measuring eight prompts at once")
     report.throughput = _throughput(model, texts, middle_length, tokens, repeats, options)
     say("comparing rules of acceptance")
-    report.couplings = [c for kind, ids in texts.items() for c in _couplings(model, kind, ids[:middle_context])]
+    report.couplings = [c for kind, ids in texts.items() for c in _couplings(model, kind, ids[-middle_context:])]
     if processes:
         say("measuring memory")
         for label, drafts in (("one_by_one", "0"), ("speculative", str(speculate))):
@@ -170,14 +173,21 @@ def run(
 
 
 def sample_texts(model: QuietStar, length: int) -> dict[str, list[int]]:
-    """A text of exactly so many tokens for each opening, the same on every run."""
+    """A text of so many tokens for each opening, the same on every run: answers to it, the last one unfinished."""
     prompts = [
         model.encode(opening)[0][0] if model.tokenizer is not None else [n + 1, n + 2, n + 3]
         for n, opening in enumerate(OPENINGS.values())
     ]
-    done = model.generate(prompts, max_new_tokens=max(1, length - min(map(len, prompts))), trigger="never",
-                          temperature=0.8, top_p=0.95, stop_ids=[])  # fmt: skip
-    return {kind: one.trace.ids[:length] for kind, one in zip(OPENINGS, done, strict=True)}
+    texts: dict[str, list[int]] = {kind: [] for kind in OPENINGS}
+    for seed in itertools.count():
+        last = min(map(len, texts.values())) >= length
+        done = model.generate(prompts, max_new_tokens=_LAST_ANSWER if last else 256, trigger="never", seed=seed,
+                              temperature=0.8, top_p=0.95)  # fmt: skip
+        for kind, one in zip(OPENINGS, done, strict=True):
+            texts[kind] += one.trace.ids
+        if last:
+            break
+    return {kind: ids[-length:] for kind, ids in texts.items()}
 
 
 class _Measurement:
@@ -210,12 +220,7 @@ def _cell(
     times = [measured.repeat() for _ in range(repeats)]
     one, other = measured.done["one_by_one"].trace, measured.done["speculative"].trace
     assert other.end is not None
-    parted = next((n for n, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=True)) if a.id != b.id), None)
-    gap = None
-    if parted is not None:  # both tokens' probabilities as one by one sees them, if it names them
-        named = {choice.id: choice.prob for choice in one.thoughts[parted].mixed}
-        probabilities = torch.tensor([named.get(t.tokens[parted].id, float("nan")) for t in (one, other)])
-        gap = float((probabilities[0] / probabilities[1]).log())
+    parted, gap = _parting(one, other)
     plain, alone, ahead = (median(column) for column in zip(*times, strict=True))
     return Cell(
         kind=kind, context=len(ids), thought_length=length, plain=plain, one_by_one=alone, speculative=ahead,
@@ -223,6 +228,21 @@ def _cell(
         speculative_ratio=Spread.of([t[2] / t[0] for t in times]),
         tokens=len(other.tokens), drafted=other.end.drafted, accepted=other.end.accepted, parted=parted, gap=gap,
     )  # fmt: skip
+
+
+def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
+    """Where two traces of one text first differ, in a thought or a token, and by how many nats the choice was made."""
+    thoughts = {t.position: t for t in other.thoughts}
+    alone = {t.position: t for t in one.thoughts}
+    for n, (a, b) in enumerate(zip(one.tokens, other.tokens, strict=True)):
+        mine, its = alone[a.position - 1], thoughts[b.position - 1]
+        for x, y in zip(mine.samples, its.samples, strict=True):
+            differ = next((j for j, (s, t) in enumerate(zip(x.ids, y.ids, strict=True)) if s != t), None)
+            if differ is not None:  # the same prediction up to rounding, so each log-probability tells on its own token
+                return n, abs(x.logprobs[differ] - y.logprobs[differ])
+        if a.id != b.id:
+            return n, abs(a.logprob - b.logprob)
+    return None, None
 
 
 def _row_cost(model: QuietStar, ids: list[int], length: int, repeats: int) -> Spread:
@@ -244,7 +264,7 @@ def _throughput(
     model: QuietStar, texts: dict[str, list[int]], length: int, tokens: int, repeats: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Tokens a second of eight prompts of unequal length at once, against the same prompts one at a time."""
-    prompts = [ids[: cut // part] for ids in texts.values() for cut in (min(128, len(ids)),) for part in (1, 2)]
+    prompts = [ids[-length:] for ids in texts.values() for length in (64, 128)]
     settings: dict[str, Any] = dict(max_new_tokens=tokens, thought_length=length, stop_ids=[]) | options
 
     def alone() -> None:
