@@ -80,6 +80,13 @@ def test_json_differs_only_in_time_between_runs(run, folder):
     assert first == second
 
 
+def test_speculation_prints_the_same_answer_and_counts_its_drafts(run, folder):
+    options = ("think", QUESTION, "--model", folder, "-n", "9", "-t", "2", "--mixing-weight", "0")
+    assert run(*options, "-q", "--speculate", "auto")[1] == run(*options, "-q")[1]
+    assert "6 of 6 drafts came true" in run(*options, "--speculate", "2")[1]
+    assert "drafts" not in run(*options)[1]
+
+
 def test_prompt_from_standard_input(run, folder):
     given = run("think", QUESTION, "--model", folder, "-n", "4", "-t", "1", "-q")[1]
     assert run("think", "--model", folder, "-n", "4", "-t", "1", "-q", stdin=QUESTION)[1] == given
@@ -125,6 +132,10 @@ def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
         (["think", "x", "--device", "cuda:7"], "cuda"),
         (["think", "x", "--quantize", "2bit"], "quantize must be"),
         (["think", "x" * 5000, "--raw"], "context is 512"),
+        (
+            ["think", "x", "--speculate", "fast"],
+            "speculate must be 0 (one by one), a number of drafted tokens, or auto",
+        ),
         (["think", "x", "--trigger", "marker"], "needs a vocabulary with a start marker"),
         (["think", "x", "--no-such-option"], "No such option"),
         (["thnk"], "No such command"),

@@ -16,9 +16,10 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from quietstar import checkpoints
 from quietstar.errors import QuietStarError
-from quietstar.generation import GenerationSettings, Resampled, resample_ids, stream_ids
+from quietstar.generation import GenerationSettings, stream_ids
 from quietstar.interventions import Control
 from quietstar.model import QuietStarConfig, ThinkingModel
+from quietstar.resampling import Resampled, resample_ids
 from quietstar.scoring import Score, score_ids
 from quietstar.scratchpad.trace import Event, Trace
 

@@ -176,7 +176,7 @@ def score_ids(
     def run(one: Control, tokens: Tensor | None) -> Score:
         table = _Table(model, prefix, base_BNE, ids, mask, samples, length if tokens is None else tokens.shape[1])
         weight = mixing_weight if one.weight is None else one.weight
-        for r in chunks(len(place), _rows_at_once(prefix, length, samples)):
+        for r in chunks(len(place), rows_at_once(prefix, length, samples)):
             thought = None
             if one.name != "none":
                 thought = model.think(
@@ -252,7 +252,7 @@ def default_temperature(temperature: float | None, samples: int) -> float:
     return 0.0 if samples == 1 else 1.0
 
 
-def _rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
+def rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
     """How many rows think together, all samples of a position with it; bounded by memory, not by the text."""
     states = next(iter(prefix.layers.values())).key
     assert states is not None

@@ -117,6 +117,8 @@ class Screen:
         ends = [trace.end for trace in self.traces if trace.end is not None]
         if ends:
             note += f", {sum(end.seconds for end in ends):.1f} s"
+            if drafted := sum(end.drafted for end in ends):
+                note += f", {sum(end.accepted for end in ends)} of {drafted} drafts came true"
             if ends[-1].reason in ("length", "context"):
                 note += ", cut at --max-new-tokens" if ends[-1].reason == "length" else ", cut at the model's context"
         if interrupted:

@@ -35,6 +35,13 @@ def think(
     temperature: Annotated[float, typer.Option(metavar="X", help="Of the answer; 0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus of the answer, above 0 to 1.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Longest answer.")] = 128,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="K",
+            help="Draft K tokens and think about them together, or auto; faster, same output. 0 is one by one.",
+        ),
+    ] = "0",
     seed: options.Seed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
@@ -86,7 +93,7 @@ def think(
     settings = GenerationSettings(
         thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
         top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
-        stop=tuple(stop or ()), mixing_weight=mixing_weight,
+        stop=tuple(stop or ()), mixing_weight=mixing_weight, speculate=speculate,
     )  # fmt: skip
     thinker = options.load(model, dtype, device, quantize)
     if reason_then_answer:

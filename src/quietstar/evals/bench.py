@@ -26,7 +26,7 @@ from torch import Tensor
 from quietstar._version import __version__
 from quietstar.api import QuietStar
 from quietstar.errors import QuietStarError
-from quietstar.generation import resample_ids
+from quietstar.resampling import resample_ids
 from quietstar.rows import ordinary
 
 MEMORY_LENGTHS = (512, 1024, 2048, 4096)
@@ -158,7 +158,7 @@ def _per_token(generate: Callable[[int], object], few: int, many: int) -> Callab
     return seconds
 
 
-def _plain(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
+def plain_generate(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
     """Greedy `generate` of the base model as transformers has it."""
 
     def generate(count: int) -> object:
@@ -177,7 +177,7 @@ def _generating(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
 
     return (
         (f"one token with a thought of {thought_length}", _per_token(think, 4, 20)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         (thought_length + 3) * 1.15,
     )
 
@@ -188,7 +188,7 @@ def _never(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, Si
 
     return (
         ("one token, thought skipped", _per_token(skip, 4, 36)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         1.15,
     )
 

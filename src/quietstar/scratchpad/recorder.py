@@ -77,10 +77,11 @@ class RunWriter:
         if isinstance(event, End):
             self.ended = True
             change = (
-                "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ? WHERE id = ?"
+                "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ?, drafted = ?, "
+                "accepted = ? WHERE id = ?"
             )
             values = [columns.plain(event.reason), columns.plain(event.text), event.tokens, event.thoughts, self.flips]
-            return [(change, [*values, event.seconds, self.run])]
+            return [(change, [*values, event.seconds, event.drafted, event.accepted, self.run])]
         return []
 
     def cut_off(self) -> list[Statement]:

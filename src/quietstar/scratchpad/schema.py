@@ -26,6 +26,8 @@ CREATE TABLE runs (
     started TEXT NOT NULL,            -- UTC, ISO 8601
     reason TEXT,                      -- why it ended; NULL while running and after a kill
     seconds REAL,                     -- from the first step to the end
+    drafted INTEGER,                  -- tokens drafted ahead of their thoughts
+    accepted INTEGER,                 -- how many of them became the emitted token
     model TEXT NOT NULL,              -- name or folder
     revision TEXT,                    -- commit of the model on its hub
     base TEXT NOT NULL,               -- the base model's name
