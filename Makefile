@@ -3,6 +3,7 @@
 # make view             look at what is recorded, in the browser
 # make test             lint, types and every test
 # make bench            what thinking costs on this machine
+# make reproduce DATA=folder   train the thoughts of this package again (about two hours on 2 cores)
 # make docs             write docs/commands.md and the README's picture anew
 
 PYTHON ?= python3
@@ -10,10 +11,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think view test lint types unit browser bench docs clean
+.PHONY: think view test lint types unit browser bench reproduce docs clean
 
 think: $(VENV)/installed
-	@$(BIN)/quietstar think "$(ASK)"
+	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
 
 view: $(VENV)/installed
 	@$(BIN)/quietstar view
@@ -40,11 +41,19 @@ browser:
 bench: $(VENV)/installed
 	$(BIN)/quietstar bench
 
+TEXTS = --data.train $(DATA)/math_text/train.jsonl --data.heldout $(DATA)/math_text/heldout.jsonl
+
+reproduce: $(VENV)/tested
+	@test -f "$(DATA)/math_text/train.jsonl" || { echo "say where the texts are: make reproduce DATA=folder (with math_text/train.jsonl)"; exit 2; }
+	$(BIN)/quietstar train default-model $(TEXTS)
+	$(BIN)/quietstar train default-model-2 $(TEXTS)
+	$(BIN)/quietstar plot runs/default-model runs/default-model-2 --out runs/curves.png
+
 docs: $(VENV)/installed
 	$(BIN)/python docs/make.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("quietstar needs Python 3.11 or newer; this is %s. Say which one: make PYTHON=python3.11" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("quietstar needs Python 3.10 or newer; this is %s. Say which one: make PYTHON=python3.10" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@

@@ -11,7 +11,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "score", "bench",
+    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "score",
+    "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]

@@ -4,9 +4,11 @@ import json
 import sys
 
 import pytest
+import torch
 
+from quietstar import QuietStarError
 from quietstar.cli import main as cli
-from quietstar.evals import bench
+from quietstar.evals import bench, bench_generate
 
 
 def test_all_figures_are_there(tiny, tiny_folder):
@@ -30,3 +32,53 @@ def test_the_command_prints_memory_and_start_too(tiny_folder, monkeypatch, capsy
     report = json.loads(capsys.readouterr().out)
     assert not left.value.code
     assert [row["tokens"] for row in report["memory"]] == [32, 64] and report["start"]["seconds"] > 0
+
+
+def test_generation_is_measured_three_ways(tiny, tiny_folder):
+    report = bench_generate.run(tiny, tiny_folder, "float32", contexts=[64, 90], thought_lengths=[2, 3], tokens=6,
+                                repeats=2, mixing_weight=0.05, processes=False)  # fmt: skip
+    assert [(c.kind, c.context, c.thought_length) for c in report.cells if c.kind == "code"] == [
+        ("code", 64, 3), ("code", 90, 2), ("code", 90, 3),
+    ]  # fmt: skip
+    assert {c.kind for c in report.cells} == set(bench_generate.OPENINGS)
+    for cell in report.cells:
+        assert cell.tokens == 6 and cell.parted is None and 0 <= cell.accepted <= cell.drafted
+        for ratio in (cell.one_by_one_ratio, cell.speculative_ratio):
+            assert ratio.lowest <= ratio.middle <= ratio.highest
+    assert report.throughput["prompts"] == 8
+    for coupling in report.couplings:
+        assert coupling.best / (2 - coupling.best) - 1e-6 <= coupling.raced <= coupling.best + 1e-6
+        assert 0 <= coupling.inverse <= coupling.best + 1e-6
+    assert json.loads(json.dumps(report.to_dict()))["settings"]["tokens"] == 6
+    for options, says in (
+        (dict(contexts=[8]), "contexts must be at least 64"), (dict(tokens=1), "tokens must be at least 2"),
+        (dict(repeats=0), "repeats must be"), (dict(contexts=[]), "at least one"), (dict(contexts=[999]), "context is 512"),
+    ):  # fmt: skip
+        with pytest.raises(QuietStarError, match=says):
+            bench_generate.run(tiny, tiny_folder, "float32", **options)
+
+
+def test_agreements_are_those_of_the_definition():
+    p, q = torch.softmax(3 * torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(1)).double(), dim=-1)
+    p[:, :4], q[:, 2:6] = 0, 0
+    p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+    best, raced, inverse = bench_generate.agreements(q, p)
+    for m in range(4):
+        rings = [
+            1 / sum(max(float(p[m, j] / p[m, k]), float(q[m, j] / q[m, k])) for j in range(30)) for k in range(6, 30)
+        ]
+        assert float(raced[m]) == pytest.approx(sum(rings))
+        assert float(best[m]) == pytest.approx(sum(min(float(a), float(b)) for a, b in zip(p[m], q[m], strict=True)))
+    assert (inverse <= best + 1e-12).all()
+    assert [float(x[0]) for x in bench_generate.agreements(q[:1], q[:1])] == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.slow
+def test_the_command_prints_generation(tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quietstar", "bench", "generate", "--model", tiny_folder, "--contexts", "64",
+                                      "-t", "2", "--repeats", "1", "-n", "4"])  # fmt: skip
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not left.value.code
+    assert "prose" in out and "prompts at once" in out and "peak memory" in out

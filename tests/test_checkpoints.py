@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,27 @@ def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
     assert says(again) == says(model)
     plain = trained(QuietStar.from_pretrained(tiny_folder, dtype="float32"))
     assert says(plain) != says(model)  # the adapter does something
+    weights = tmp_path / "saved/adapter/adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_name("adapter_model.bin"))
+    weights.unlink()
+    with pytest.raises(QuietStarError, match="pickled weights are not read"):
+        QuietStar.from_pretrained(tmp_path / "saved")
+
+
+def test_weights_of_another_size_are_named(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "quietstar.safetensors")
+    save_file(tensors | {"markers.start": torch.zeros(3)}, tmp_path / "quietstar.safetensors")
+    with pytest.raises(QuietStarError, match="does not hold the markers and head of hidden size 32") as caught:
+        QuietStar.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_that_is_gone_is_named(tiny, tmp_path):
+    tiny.config.base_name = str(tmp_path / "gone")
+    tiny.save_pretrained(tmp_path / "saved", save_base=False)
+    with pytest.raises(QuietStarError, match="gone, which is not there"):
+        QuietStar.from_pretrained(tmp_path / "saved")
 
 
 def test_another_base_is_noticed(tiny, tiny_folder, tmp_path):
@@ -145,14 +168,20 @@ def test_incomplete_published_checkpoints_are_refused(tmp_path, change, says):
 
 
 def test_half_downloaded_and_broken_files_are_named(tiny_folder, tmp_path):
+    def changed(**values) -> bytes:
+        return json.dumps(json.loads((Path(tiny_folder) / "config.json").read_text()) | values).encode()
+
     for file, content, says in (
         ("model.safetensors", (Path(tiny_folder) / "model.safetensors").read_bytes()[:900], "broken"),
         ("model.safetensors", b"", "broken"),
         ("config.json", b'{"model_type": "lla', "not valid JSON"),
         ("config.json", b'{"model_type": "nobodyknows"}', "nobodyknows"),
         ("tokenizer.json", b'{"version"', "tokenizer"),
+        ("config.json", changed(hidden_size=64), "has shape .* but config.json asks for"),
+        ("config.json", changed(num_hidden_layers=3), "lack model.layers.2"),
+        ("config.json", changed(hidden_size="many"), "hidden_size"),
     ):
-        folder = tmp_path / f"{file}-{len(content)}"
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "model"
         shutil.copytree(tiny_folder, folder)
         (folder / file).write_bytes(content)
         with pytest.raises(QuietStarError, match=says) as caught:
@@ -167,6 +196,17 @@ def test_pickled_weights_are_never_read(tiny_folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(QuietStarError):
         QuietStar.from_pretrained(folder)
+
+
+def test_a_proxy_that_does_not_answer_is_no_network(monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert not checkpoints._offline()
+    assert checkpoints._offline()  # nobody listens there any more
+    with pytest.raises(QuietStarError, match="the hub cannot be reached"):
+        QuietStar.from_pretrained("nobody/knows-this-model")
 
 
 def test_unknown_names_and_values_are_named(tmp_path, tiny_folder, monkeypatch):

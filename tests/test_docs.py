@@ -1,7 +1,11 @@
 """The docs say what the program does."""
 
 import importlib.util
+import os
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,22 @@ def test_the_example_of_the_record_runs(own_record, tmp_path, monkeypatch, capsy
     for block in blocks:
         exec(block, {})
     assert "think2 deep" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this system")
+def test_make_hands_a_question_over_as_it_was_typed():
+    question = 'It\'s $5, "ok" `id` $(HOME)?'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}  # of an outer make
+    shown = subprocess.run(
+        ["make", "-n", "think", f"ASK={question}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = shlex.split(shown.splitlines()[-1])
+    assert command[-3:] == ["think", "--", question]
 
 
 @pytest.mark.model

@@ -238,6 +238,8 @@ def test_resampling_needs_a_text(tiny):
         (dict(max_tokens=3), "unknown option 'max_tokens'"),
         (dict(thought_length=600), "context is 512"),
         (dict(trigger="maybe"), "unknown trigger"),
+        (dict(mixing_weight=math.nan), "mixing_weight must be a finite number, got nan"),
+        (dict(mixing_weight=-math.inf), "mixing_weight must be a finite number, got -inf"),
     ],
 )
 def test_wrong_values_are_named(tiny, options, says):
@@ -249,3 +251,51 @@ def test_settings_can_be_given_whole(tiny):
     settings = GenerationSettings(max_new_tokens=3, thought_length=2, stop="x")
     assert settings.stop == ("x",)
     assert len(tiny.generate("the", settings=settings, stop_ids=[]).trace.tokens) <= 3
+
+
+def test_a_character_cut_by_the_end_of_the_context_is_shown_as_cut(tiny):
+    for room in range(1, 40):  # some of these ends lie inside a character
+        found = tiny.generate("x" * (500 - room), raw=True, max_new_tokens=100, stop_ids=[], thought_length=4,
+                              trigger="never").trace  # fmt: skip
+        assert found.end.reason == "context"
+        assert found.text == tiny._decode(found.ids)[500 - room :]
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ([[1, 1, 0, 1]], "has holes"),
+        ([[0, 1, 0, 1]], "has holes"),
+        ([[1, 1], [1, 1]], r"shape \(2, 2\), but the ids \(1, 4\)"),
+        ([[0, 0, 0, 0]], "prompt is empty"),
+    ],
+)
+def test_masks_that_fit_no_padding_are_refused(tiny, mask, says):
+    with pytest.raises(QuietStarError, match=says):
+        tiny.generate(torch.tensor([[5, 6, 7, 8]]), attention_mask=torch.tensor(mask), max_new_tokens=1)
+
+
+def test_a_mask_without_a_tensor_is_refused(tiny):
+    with pytest.raises(QuietStarError, match="attention_mask belongs to a tensor"):
+        tiny.generate([[5, 6], [7, 8]], attention_mask=torch.ones(2, 2), max_new_tokens=1)
+
+
+def test_numpy_ids_are_tensors(tiny):
+    ids = torch.tensor([5, 6, 7])
+    wanted = tiny.generate(ids, max_new_tokens=3, thought_length=1)
+    assert tiny.generate(ids.numpy(), max_new_tokens=3, thought_length=1).text == wanted.text
+
+
+def test_a_chat_template_that_refuses_is_one_line(tiny):
+    before = tiny.tokenizer.chat_template
+    try:
+        for template, says in (
+            ("{{ raise_exception('no system role') }}", "no system role"), ("{% if", "unexpected"),
+            ("{{ messages[0]['content'] + 1 }}", "concatenate"),
+        ):  # fmt: skip
+            tiny.tokenizer.chat_template = template
+            with pytest.raises(QuietStarError, match=f"chat template refuses .*{says}") as caught:
+                tiny.generate("the", system="be brief")
+            assert "\n" not in str(caught.value)
+    finally:
+        tiny.tokenizer.chat_template = before

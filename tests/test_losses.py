@@ -1,10 +1,14 @@
 """The loss report: figures are means over tokens, intervals are over documents, files are read or named."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
 from quietstar import QuietStarError
-from quietstar.evals.losses import Document, bootstrap, effects_of, evaluate, read_documents
+from quietstar.evals import losses
+from quietstar.evals.losses import Document, Interrupted, bootstrap, effects_of, evaluate, read_documents
 
 
 def test_totals_are_means_over_the_tokens_of_score(tiny):
@@ -74,3 +78,101 @@ def test_broken_files_are_named_with_their_line(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(QuietStarError, match="not UTF-8 text .byte 3."):
         read_documents([tmp_path / "b.txt"])
+
+
+def test_any_whole_number_is_a_seed():
+    values, groups = np.arange(20.0), np.repeat(np.arange(5), 4)
+    assert bootstrap(values, groups, seed=-1) == bootstrap(values, groups, seed=2**64 - 1)
+
+
+def test_a_text_of_two_tokens_has_every_control(tiny):
+    report = evaluate(tiny, [Document("two", "ab")], thought_length=1, controls=["donor", "filler"])
+    assert report.tokens == 1 and report.losses["donor"].mean == report.losses["filler"].mean  # it has no earlier place
+
+
+def test_a_window_wider_than_the_context_is_named(tiny):
+    with pytest.raises(QuietStarError, match="the window has 600 tokens .* context is 512"):
+        evaluate(tiny, [Document("long", "x" * 900)], window=600, thought_length=2)
+
+
+def test_an_interrupt_keeps_the_documents_that_were_finished(tiny):
+    documents = [Document(name, "the quick brown fox") for name in "abc"]
+
+    def stop_in(name):
+        def told(document, share):
+            if document == name:
+                raise KeyboardInterrupt
+
+        return told
+
+    with pytest.raises(Interrupted) as stopped:
+        evaluate(tiny, documents, thought_length=1, told=stop_in("c"))
+    report = stopped.value.report
+    assert [row["document"] for row in report.documents] == ["a", "b"] and report.unfinished == ["c"]
+    assert report.losses == evaluate(tiny, documents[:2], thought_length=1).losses
+    with pytest.raises(Interrupted) as stopped:
+        evaluate(tiny, documents, thought_length=1, told=stop_in("a"))
+    assert stopped.value.report is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"text": 5}', "line 1: field 'text' is 5, not a text"),
+        ('{"body": "x"}', r"no text field 'text' \(it has body\)"),
+        ("[" * 100_000, "line 1 is not JSON"),
+    ],
+)
+def test_lines_of_another_form_are_named(tmp_path, content, says):
+    file = tmp_path / "a.jsonl"
+    file.write_text(content)
+    with pytest.raises(QuietStarError, match=says):
+        read_documents([file])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "x y"}\n')
+    assert [d.text for d in read_documents([file])] == ["x y"]
+
+
+def test_thoughts_that_continue_the_text_are_counted_place_by_place(tiny):
+    ids = [5, 6, 7, 8, 9, 10]
+    thoughts = torch.tensor([[[[6, 7, 0]], [[7, 0, 9]], [[0, 0, 0]], [[9, 10, 3]], [[10, 9, 9]]]])
+    score = tiny.score(ids, thoughts=thoughts)
+    # of three tokens two; of three two; none of three; both that the text still has; the one it still has
+    assert losses._continues(score)[0].tolist() == pytest.approx([2 / 3, 2 / 3, 0.0, 1.0, 1.0])
+
+
+def test_the_hardest_fifth_is_a_fifth(tiny):
+    report = losses.evaluate(tiny, [losses.Document(str(n), "the quick brown fox thinks" * 3) for n in range(6)])
+    top = [row for row in report.deciles if row["decile"] >= 9]
+    tokens = sum(row["tokens"] for row in top)
+    wanted = sum(row["effects"]["own gain"]["mean"] * row["tokens"] for row in top) / tokens
+    assert report.hardest["own gain"].mean == pytest.approx(wanted, rel=1e-6)
+
+
+def test_two_models_are_compared_document_by_document(tiny):
+    documents = [losses.Document(str(n), f"the thing {n} says it thinks") for n in range(6)]
+    report = losses.evaluate(tiny, documents, controls=()).to_dict()
+    other = json.loads(json.dumps(report))
+    for n, row in enumerate(other["documents"]):
+        row["base"] = row["own"] + 0.5 + 0.01 * n
+    found = losses.against(report, other)
+    assert 0.5 <= found.low <= found.mean <= found.high <= 0.55
+    assert losses.against(report, report, "base", "base").mean == 0
+    other["documents"].pop()
+    with pytest.raises(QuietStarError, match="not of the same documents"):
+        losses.against(report, other)
+
+
+def test_a_text_file_can_be_cut_into_documents(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("intro\n = One = \nfirst\n = = Part = = \n = Two = \nsecond\n")
+    found = losses.read_documents([path], split=r"^ = [^=]")
+    assert [(d.name, d.text) for d in found] == [
+        ("book.txt:1", "intro\n"), ("book.txt:2", " = One = \nfirst\n = = Part = = \n"),
+        ("book.txt:3", " = Two = \nsecond\n"),
+    ]  # fmt: skip
+    with pytest.raises(QuietStarError, match="split is no regular expression"):
+        losses.read_documents([path], split="(")

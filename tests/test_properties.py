@@ -22,6 +22,7 @@ ODD = st.one_of(
             "<|im_end|>",
             "<|im_start|>system\n",
             "\ufffd",
+            "half \ud83d of a pair",
             "\u202e",
             "e\u0301" * 5,
         ]

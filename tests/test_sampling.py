@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from quietstar.sampling import choose, distribution, entropy, kl_divergence, nucleus, pick, uniforms
+from quietstar.sampling import choose, clocks, distribution, entropy, kl_divergence, nucleus, pick, race, uniforms
 
 
 def test_uniforms_depend_on_the_place_alone():
@@ -79,3 +79,47 @@ def test_entropy_and_divergence_of_known_distributions():
     assert kl_divergence(sure, fair).item() == pytest.approx(np.log(2))
     assert kl_divergence(fair, fair).item() == 0
     assert kl_divergence(torch.tensor([torch.nan, 0.0]), torch.tensor([0.0, 0.0])).isnan()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
+def test_the_coldest_draws_are_greedy(temperature):
+    logits = torch.tensor([[0.0, 1.0, 3.0, -torch.inf, 2.5]])
+    assert distribution(logits, temperature).tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
+    assert choose(logits, torch.tensor([0.999]), temperature)[0].tolist() == [2]
+
+
+def agreement(p: torch.Tensor, q: torch.Tensor) -> tuple[float, float, float]:
+    """How often two draws agree: at best (min(1, p / q) accepted), raced, and by inverse CDF with one uniform; exact."""
+    best = torch.minimum(p, q).sum()
+    k = (p > 0) & (q > 0)  # the others are never drawn by both
+    raced = (1 / torch.maximum(p[None] / p[k, None], q[None] / q[k, None]).sum(1)).sum()
+    upper = torch.minimum(p.cumsum(0), q.cumsum(0))
+    lower = torch.maximum(p.cumsum(0) - p, q.cumsum(0) - q)
+    return float(best), float(raced), float((upper - lower).clamp_min(0).sum())
+
+
+def test_races_follow_their_distribution_and_agree_as_often_as_promised():
+    runs = 20_000
+    place = np.arange(runs)
+    times = torch.from_numpy(clocks(5, 1, np.zeros(runs, dtype=int), place, vocabulary=6))
+    assert (torch.from_numpy(clocks(5, 1, [0, 0], [7, 9], vocabulary=6)) == times[[7, 9]]).all()
+    p = torch.tensor([0.4, 0.25, 0.0, 0.2, 0.1, 0.05], dtype=torch.float64)
+    q = torch.tensor([0.3, 0.3, 0.1, 0.2, 0.05, 0.05], dtype=torch.float64)
+    drawn = [race(x.expand(runs, -1), times) for x in (p, q)]
+    for tokens, wanted in zip(drawn, (p, q), strict=True):
+        counts = np.bincount(tokens.numpy(), minlength=6)
+        assert counts[wanted == 0].sum() == 0
+        assert stats.chisquare(counts[wanted > 0], wanted[wanted > 0].numpy() * runs).pvalue > 1e-3
+    agreed = int((drawn[0] == drawn[1]).sum())
+    assert stats.binomtest(agreed, runs, agreement(p, q)[1]).pvalue > 1e-3
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 2**31), st.floats(0.0, 2.0))
+def test_a_race_agrees_nearly_as_often_as_any_draws_can(vocabulary, seed, distance):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, vocabulary, generator=generator).double()
+    p = torch.softmax(logits[0], -1)
+    q = torch.softmax(logits[0] + distance * logits[1], -1)
+    best, raced, _ = agreement(p, q)
+    assert best / (2 - best) - 1e-9 <= raced <= best + 1e-9

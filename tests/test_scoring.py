@@ -207,3 +207,11 @@ def test_cuda_gives_what_the_cpu_gives(tiny_folder, dtype):
     assert error < {"float32": 1e-3, "bfloat16": 0.15, "float16": 0.02}[dtype]
     if dtype == "float32":
         assert gpu.generate("the", max_new_tokens=5)[0] == cpu.generate("the", max_new_tokens=5)[0]
+
+
+def test_numpy_ids_keep_the_padding_side(tiny):
+    ids, mask = torch.tensor([[2, 2, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
+    wanted = tiny.score(ids, attention_mask=mask, thought_length=2)
+    found = tiny.score(ids.numpy(), attention_mask=mask.numpy(), thought_length=2)
+    torch.testing.assert_close(found.mixed_logprobs, wanted.mixed_logprobs, equal_nan=True)
+    assert found.mask[0].tolist() == [False, False, True, True, True]

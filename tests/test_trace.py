@@ -15,10 +15,10 @@ FRAMES = {
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
-    "end": ["event", "sequence", "reason", "text", "tokens", "thoughts", "seconds"],
+    "end": ["event", "sequence", "reason", "text", "tokens", "thoughts", "seconds", "drafted", "accepted"],
 }  # fmt: skip
 SETTINGS = ["thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature",
-            "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show"]  # fmt: skip
+            "max_new_tokens", "seed", "stop", "stop_ids", "mixing_weight", "show", "speculate"]  # fmt: skip
 
 IDENTITY = ["revision", "base_revision", "base_hash", "head_hash", "adapter", "adapter_hash"]
 

@@ -12,7 +12,15 @@ from quietstar.triggers import Moment, Trigger
 
 def moment(logits, step=0, weight=(0.0,), position=(0,), seed=0, marker=None) -> Moment:
     logits = torch.tensor(logits)
-    return Moment(logits, lambda: torch.tensor(weight), step, list(range(len(position))), list(position), seed, marker)
+    return Moment(
+        logits,
+        lambda: torch.tensor(weight),
+        [step] * len(position),
+        list(range(len(position))),
+        list(position),
+        seed,
+        marker,
+    )
 
 
 @pytest.mark.parametrize(

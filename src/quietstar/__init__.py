@@ -14,14 +14,15 @@ from quietstar.errors import QuietStarError, UnsupportedModel
 
 if TYPE_CHECKING:
     from quietstar.api import Generation, QuietStar
-    from quietstar.generation import GenerationSettings, Resampled
+    from quietstar.generation import GenerationSettings
     from quietstar.objective import Losses, ObjectiveConfig
+    from quietstar.resampling import Resampled
     from quietstar.scoring import Score
     from quietstar.scratchpad.store import Store
     from quietstar.scratchpad.trace import Trace
 
 _LAZY = {
-    "QuietStar": "api", "Generation": "api", "GenerationSettings": "generation", "Resampled": "generation",
+    "QuietStar": "api", "Generation": "api", "GenerationSettings": "generation", "Resampled": "resampling",
     "Losses": "objective", "ObjectiveConfig": "objective", "Score": "scoring",
     "Store": "scratchpad.store", "Trace": "scratchpad.trace",
 }  # fmt: skip

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from quietstar import checkpoints
 from quietstar.errors import QuietStarError
-from quietstar.generation import GenerationSettings, Resampled, resample_ids, stream_ids
+from quietstar.generation import GenerationSettings, stream_ids
 from quietstar.interventions import Control
 from quietstar.model import QuietStarConfig, ThinkingModel
+from quietstar.resampling import Resampled, resample_ids
 from quietstar.scoring import Score, score_ids
 from quietstar.scratchpad.trace import Event, Trace
 
@@ -53,7 +55,7 @@ class QuietStar(ThinkingModel):
         >>> trace.most_influential(3)[0].samples[0].text                      # doctest: +SKIP
     """
 
-    # -- loading and saving ---------------------------------------------------------------------------------------
+    # -- loading and saving -------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -115,7 +117,7 @@ class QuietStar(ThinkingModel):
         if push_to_hub:
             self.push_to_hub(keywords.pop("repo_id", Path(save_directory).name), **keywords)
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- asking -------------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None,
                attention_mask: Tensor | None = None) -> tuple[list[list[int]], list[str]]:  # fmt: skip
@@ -129,14 +131,12 @@ class QuietStar(ThinkingModel):
         if isinstance(prompt, Tensor):
             if prompt.dim() not in (1, 2) or prompt.is_floating_point():
                 raise QuietStarError(f"token ids must have shape (batch, length), got {tuple(prompt.shape)}")
-            if attention_mask is not None and attention_mask.numel() != prompt.numel():
-                raise QuietStarError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, but the ids {tuple(prompt.shape)}"
-                )
             rows = prompt if prompt.dim() == 2 else prompt[None]
-            mask = torch.ones_like(rows) if attention_mask is None else attention_mask.view(rows.shape)
-            ids = [self._checked(row[keep.bool()].tolist()) for row, keep in zip(rows, mask, strict=True)]
+            mask = _mask_of(rows, attention_mask)
+            ids = [self._checked(row[keep].tolist()) for row, keep in zip(rows, mask, strict=True)]
             return ids, [self._decode(one) for one in ids]
+        if attention_mask is not None:
+            raise QuietStarError("attention_mask belongs to a tensor of token ids; texts and lists need none")
         if isinstance(prompt, str):
             prompts: list[Any] = [prompt]
         elif len(prompt) and isinstance(prompt[0], (int, np.integer, dict)):
@@ -184,10 +184,23 @@ class QuietStar(ThinkingModel):
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
-        rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError) as error:
+            raise QuietStarError(
+                f"the model's chat template refuses this conversation ({' '.join(str(error).split())}); change it or "
+                "ask with raw text"
+            ) from error
         return rendered
 
     def _encode(self, text: str, special: bool = True) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise QuietStarError(
+                f"the text is not Unicode: character {error.start} is half of a surrogate pair; decode it anew with "
+                'errors="replace"'
+            ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return ids
 
@@ -255,6 +268,8 @@ class QuietStar(ThinkingModel):
             raise QuietStarError("give a prompt (text or token ids), once")
         prompt = input_ids if prompt is None else prompt
         assert prompt is not None
+        if isinstance(prompt, np.ndarray):
+            prompt = torch.from_numpy(prompt)
         done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompt, **options))]
         single = (
             isinstance(prompt, str)
@@ -308,7 +323,7 @@ class QuietStar(ThinkingModel):
         answer = stream_ids(self, [second], short, texts=[text], asked=[prompt], chat=chat, phase="answer")
         yield from self._remember(answer)
 
-    # -- looking ----------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def score(
         self,
@@ -339,6 +354,8 @@ class QuietStar(ThinkingModel):
         Returns:
             Score; position i predicts token i + 1. Arrays keep the padding side of `attention_mask`.
         """
+        if isinstance(text, np.ndarray):
+            text = torch.from_numpy(text)
         if isinstance(text, (str, list)) and text and isinstance(text if isinstance(text, str) else text[0], str):
             rows = [self._encode(self._render(one, True, None)) for one in ([text] if isinstance(text, str) else text)]
         else:
@@ -414,7 +431,7 @@ class QuietStar(ThinkingModel):
             raise QuietStarError(f"thoughts hold token ids outside 0 to {self.vocabulary - 1}")
         return thoughts.long()
 
-    # -- as a transformers model ------------------------------------------------------------------------------------
+    # -- as a transformers model --------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -455,18 +472,27 @@ def _asked(prompt: Prompt, count: int) -> list[str]:
     return out
 
 
+def _mask_of(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """True at real tokens, (B, N) like `ids`; refuses a mask of another shape or with holes."""
+    if attention_mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    mask = torch.as_tensor(attention_mask)
+    mask = mask if mask.dim() == 2 else mask[None]
+    if mask.shape != ids.shape:
+        raise QuietStarError(f"attention_mask has shape {tuple(mask.shape)}, but the ids {tuple(ids.shape)}")
+    mask = mask.bool()
+    for number, row in enumerate(mask):
+        if int(row.diff().sum() + row[:1].sum() + row[-1:].sum()) > 2:  # borders, the outer ones too
+            raise QuietStarError(f"attention_mask of sequence {number} has holes; padding must be on one side")
+    return mask
+
+
 def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) -> tuple[list[int], int]:
     """How far each sequence is shifted to the right by padding on the left, and the width of the batch."""
-    if attention_mask is None or not isinstance(text, Tensor):
-        width = text.shape[-1] if isinstance(text, Tensor) else max(map(len, rows))
-        return [0] * len(rows), width
-    shifts = []
-    for number, (row, real) in enumerate(zip(attention_mask.view(len(rows), -1).bool(), rows, strict=True)):
-        first = int(row.int().argmax())
-        if int(row[first : first + len(real)].sum()) != len(real):
-            raise QuietStarError(f"attention_mask of sequence {number} has holes; padding must be on one side")
-        shifts.append(first)
-    return shifts, attention_mask.shape[-1]
+    if not isinstance(text, Tensor):
+        return [0] * len(rows), max(map(len, rows))
+    mask = _mask_of(text if text.dim() == 2 else text[None], attention_mask)
+    return mask.int().argmax(1).tolist(), text.shape[-1]
 
 
 AutoConfig.register("quietstar", QuietStarConfig)

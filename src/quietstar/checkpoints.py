@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -56,10 +57,19 @@ def load(
     options = dict(
         revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
     )
-    if name in default_model.ALIASES:
-        base, tokenizer = _base(str(default_model.folder()), options)
+    if name == default_model.DEFAULT:
+        folder = default_model.thinking_folder()
+        with _of_the_cache(folder):
+            model = _ours(cls, str(folder), _json(str(folder), "config.json", None) or {}, options)
+        model.config.name_or_path = model.config.base_name = default_model.DEFAULT
+        model.config.base_hash = model.loaded_fingerprint
+        return model
+    if name in default_model.BARE:
+        folder = default_model.folder()
+        with _of_the_cache(folder):
+            base, tokenizer = _base(str(folder), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME)
-    if not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not name or not (Path(name).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
     with readable(name):
         config = _json(name, "config.json", revision)
@@ -124,10 +134,18 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         loading["use_safetensors"] = True
     if options["quantize"]:
         loading |= {"quantization_config": _quantization(options["quantize"]), "device_map": str(options["device"])}
-    base, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **loading)
-    if absent := sorted(found["missing_keys"]) + sorted(str(key[0]) for key in found["mismatched_keys"]):
+    base, found = AutoModelForCausalLM.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+    )  # a mismatch is refused here, in one line that names the weight
+    if absent := sorted(found["missing_keys"]):
         raise QuietStarError(
             f"the weights of {name} lack {absent[0]} ({len(absent)} in all); the download is incomplete"
+        )
+    if other := sorted(found["mismatched_keys"]):
+        key, stored, wanted = other[0]
+        raise QuietStarError(
+            f"{name}: {key} has shape {tuple(stored)}, but config.json asks for {tuple(wanted)} ({len(other)} such "
+            "weights); the two files do not belong together"
         )
     if not options["quantize"]:
         base.to(options["device"])
@@ -222,12 +240,17 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _offline() -> bool:
-    """True where the hub's name cannot even be resolved, so that nobody waits for retries that cannot succeed."""
-    if getproxies():
-        return False  # the proxy resolves names
+    """True where the hub's name cannot be resolved or the proxy does not answer: waiting for retries would be idle."""
+    hub, proxies = urlsplit(ENDPOINT), getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
     try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
+        if proxy and not proxy_bypass(hub.hostname or ""):
+            through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            default = {"https": 443}.get(through.scheme, 1080 if through.scheme.startswith("socks") else 80)
+            socket.create_connection((through.hostname or "", through.port or default), timeout=10).close()
+        else:
+            socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except (OSError, ValueError):
         return True
     return False
 
@@ -243,12 +266,22 @@ def readable(name: str) -> Iterator[None]:
         raise QuietStarError(
             f"{name}: a weights file is broken or half downloaded ({error}); fetch it again"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
         if not Path(name).exists() and isinstance(error, OSError):
             raise QuietStarError(f"the model {name} cannot be had from the hub: {_first_line(error)}") from error
         raise QuietStarError(f"the model {name} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _of_the_cache(folder: Path) -> Iterator[None]:
+    """Says of a broken folder of the cache that it can be deleted."""
+    try:
+        with readable(str(folder)):
+            yield
+    except QuietStarError as error:
+        raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -311,16 +344,21 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
 # -- our layout -------------------------------------------------------------------------------------------------------
 
 
+def _kept(model: ThinkingModel) -> dict[str, Tensor]:
+    """Markers and head by the names they are saved under."""
+    return {
+        f"{part}.{key}": value
+        for part, module in (("markers", model.markers), ("head", model.head))
+        for key, value in module.state_dict().items()
+    }
+
+
 def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None) -> None:
     """Write `model` in our layout; see `QuietStar.save_pretrained`."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{part}.{key}": value.detach().cpu().contiguous()
-            for part, module in (("markers", model.markers), ("head", model.head))
-            for key, value in module.state_dict().items()
-        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in _kept(model).items()}
         inner, config = model.decoder_lm, copy.deepcopy(model.config)
         config.adapter = model.base is not inner
         now = fingerprint(inner)
@@ -351,8 +389,16 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     config = QuietStarConfig(**{k: v for k, v in raw.items() if k != "model_type"})
     if config.base_name is None:
         base, tokenizer = _base(name, options | {"subfolder": "base"})
-    elif config.base_name in default_model.ALIASES:
+    elif config.base_name == default_model.DEFAULT:
+        where = str(default_model.thinking_folder())
+        base, tokenizer = _base(where, options | {"revision": None, "subfolder": "base"})
+    elif config.base_name in default_model.BARE:
         base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
+    elif Path(config.base_name).is_absolute() and not Path(config.base_name).exists():
+        raise QuietStarError(
+            f"{name} holds thoughts for the base model {config.base_name}, which is not there; put it back, or save "
+            "with save_base=True where it is"
+        )
     else:
         with readable(config.base_name):
             base, tokenizer = _base(config.base_name, options | {"revision": config.base_revision})
@@ -365,16 +411,19 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
             stacklevel=2,
         )
     if config.adapter:
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise QuietStarError(f'{name} has an adapter, which needs PEFT: pip install "quietstar[peft]"') from error
+        from peft import PeftModel
+
+        if _file(name, "adapter/adapter_model.safetensors", revision) is None:  # PEFT would go on to a pickled file
+            raise QuietStarError(
+                f"{name} has no adapter/adapter_model.safetensors; the folder or download is incomplete (pickled "
+                "weights are not read)"
+            )
         base = PeftModel.from_pretrained(base, name, subfolder="adapter", revision=revision)
     path = _file(name, WEIGHTS, revision)
     if path is None:
         raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
     model = cls(config, base, tokenizer)
-    load_parts(model, load_file(path))
+    load_parts(model, path)
     model.config.name_or_path = name
     model.loaded_fingerprint = found
     return model.eval()
@@ -388,7 +437,7 @@ def refill(model: ThinkingModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     with readable(str(folder)):
-        load_parts(model, load_file(folder / WEIGHTS))
+        load_parts(model, folder / WEIGHTS)
         if model.base is not model.decoder_lm:
             from peft import set_peft_model_state_dict
 
@@ -400,7 +449,11 @@ def refill(model: ThinkingModel, folder: str | Path) -> None:
             model.decoder_lm.load_state_dict(trained.state_dict())
 
 
-def load_parts(model: ThinkingModel, tensors: dict[str, Tensor]) -> None:
-    """Put saved markers and head in place."""
+def load_parts(model: ThinkingModel, path: Path) -> None:
+    """Put the saved markers and head in place; refuses those of another hidden size."""
+    tensors = load_file(path)
+    kept = {name: tuple(value.shape) for name, value in _kept(model).items()}
+    if kept != {name: tuple(value.shape) for name, value in tensors.items()}:
+        raise QuietStarError(f"{path} does not hold the markers and head of hidden size {model.config.hidden_size}")
     for part, module in (("markers", model.markers), ("head", model.head)):
         module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})

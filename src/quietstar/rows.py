@@ -168,6 +168,21 @@ class Prefix:
         pairs = [(states.key, states.value) for states in self.layers.values()]
         return [tensor for pair in pairs for tensor in pair if tensor is not None]
 
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget every sequence's tokens behind its first `lengths[b]`; later tokens are written over them.
+
+        No state moves: a window is a mask over true positions here, and what lies behind a length is masked as future.
+        """
+        if len(lengths) != self.batch or any(not 0 <= n <= old for n, old in zip(lengths, self._lengths, strict=True)):
+            raise ValueError(f"lengths must be from 0 to {self._lengths}, got {lengths}")
+        self._lengths = list(lengths)
+        self.length_B = torch.tensor(self._lengths, device=self.length_B.device)
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each sequence has."""
+        return list(self._lengths)
+
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
         states = self.layers.setdefault(layer, States())
         length, uniform = k.shape[2], len(set(self._lengths)) == 1

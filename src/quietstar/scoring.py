@@ -166,7 +166,7 @@ def score_ids(
     length = model.config.thought_length if thought_length is None else thought_length
     if thoughts is not None:
         samples, length = thoughts.shape[2], thoughts.shape[3]
-    check_thinking(length, samples, thought_temperature)
+    check_thinking(length, samples, thought_temperature, mixing_weight)
     temperature = default_temperature(thought_temperature, samples)
     model.check_fits(max(lengths), length)
     prefix, base_BNE = model.read(ids, lengths)
@@ -176,7 +176,7 @@ def score_ids(
     def run(one: Control, tokens: Tensor | None) -> Score:
         table = _Table(model, prefix, base_BNE, ids, mask, samples, length if tokens is None else tokens.shape[1])
         weight = mixing_weight if one.weight is None else one.weight
-        for r in chunks(len(place), _rows_at_once(prefix, length, samples)):
+        for r in chunks(len(place), rows_at_once(prefix, length, samples)):
             thought = None
             if one.name != "none":
                 thought = model.think(
@@ -229,7 +229,7 @@ def filler_token(model: ThinkingModel) -> int:
     return 0
 
 
-def check_thinking(length: int, samples: int, temperature: float | None) -> None:
+def check_thinking(length: int, samples: int, temperature: float | None, mixing_weight: float | None = None) -> None:
     """Refuse impossible thought settings, naming the argument."""
     if length < 0:
         raise QuietStarError(f"thought_length must be at least 0, got {length}")
@@ -237,6 +237,8 @@ def check_thinking(length: int, samples: int, temperature: float | None) -> None
         raise QuietStarError(f"samples must be at least 1, got {samples}")
     if temperature is not None and (not np.isfinite(temperature) or temperature < 0):
         raise QuietStarError(f"thought_temperature must be 0 (greedy) or above, got {temperature}")
+    if mixing_weight is not None and not np.isfinite(mixing_weight):
+        raise QuietStarError(f"mixing_weight must be a finite number, got {mixing_weight}")
     if temperature == 0 and samples > 1:
         raise QuietStarError(
             f"samples must be 1 when thought_temperature is 0: {samples} greedy thoughts would be the same thought"
@@ -250,7 +252,7 @@ def default_temperature(temperature: float | None, samples: int) -> float:
     return 0.0 if samples == 1 else 1.0
 
 
-def _rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
+def rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
     """How many rows think together, all samples of a position with it; bounded by memory, not by the text."""
     states = next(iter(prefix.layers.values())).key
     assert states is not None

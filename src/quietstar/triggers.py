@@ -22,19 +22,19 @@ from quietstar.sampling import TRIGGER, entropy, uniforms
 
 @dataclass
 class Moment:
-    """What is known at a position before thinking, for B sequences.
+    """What is known at M positions (of any sequences) before thinking.
 
     Args:
-        logits: base logits (B, V) in fp32, markers not banned.
-        weight: gives w(h, h), (B,), on request.
-        step: how many tokens were emitted before this one.
-        sequence, position: (B,) keys of the random trigger. seed: its seed.
+        logits: base logits (M, V) in fp32, markers not banned.
+        weight: gives w(h, h), (M,), on request.
+        step: (M,) how many tokens were emitted before this one.
+        sequence, position: (M,) keys of the random trigger. seed: its seed.
         marker_id: vocabulary row of the start marker, or None.
     """
 
     logits: Tensor
     weight: Callable[[], Tensor]
-    step: int
+    step: list[int]
     sequence: list[int]
     position: list[int]
     seed: int
@@ -52,14 +52,14 @@ class Rule:
         return self.name if self.number is None else f"{self.name}({self.number:g})"
 
     def fires(self, moment: Moment) -> list[bool]:
-        """Whether to think, one answer a sequence."""
+        """Whether to think, one answer a position."""
         count = len(moment.position)
         number = math.nan if self.number is None else self.number
         if self.name == "random":
             drawn = uniforms(moment.seed, TRIGGER, moment.sequence, moment.position)
             return [bool(u < number) for u in drawn]
         if self.name == "every":
-            return [moment.step % int(number) == 0] * count
+            return [step % int(number) == 0 for step in moment.step]
         if self.name == "weight":
             return [w > number for w in moment.weight().tolist()]
         if self.name == "entropy":
@@ -109,11 +109,11 @@ class Trigger:
         return any(rule.name == "marker" for rules in self.alternatives for rule in rules)
 
     def decide(self, moment: Moment) -> list[str | None]:
-        """For each sequence the rules that asked for a thought, or None."""
+        """For each position the rules that asked for a thought, or None."""
         answers = {rule: rule.fires(moment) for rules in self.alternatives for rule in rules}
         decided: list[str | None] = []
-        for b in range(len(moment.position)):
-            fired = [" & ".join(map(str, rules)) for rules in self.alternatives if all(answers[r][b] for r in rules)]
+        for m in range(len(moment.position)):
+            fired = [" & ".join(map(str, rules)) for rules in self.alternatives if all(answers[r][m] for r in rules)]
             decided.append(" | ".join(fired) or None)
         return decided
 

@@ -5,6 +5,8 @@ CREATE TABLE runs (
     started TEXT NOT NULL,            -- UTC, ISO 8601
     reason TEXT,                      -- why it ended; NULL while running and after a kill
     seconds REAL,                     -- from the first step to the end
+    drafted INTEGER,                  -- tokens drafted ahead of their thoughts
+    accepted INTEGER,                 -- how many of them became the emitted token
     model TEXT NOT NULL,              -- name or folder
     revision TEXT,                    -- commit of the model on its hub
     base TEXT NOT NULL,               -- the base model's name
@@ -150,7 +152,7 @@ FROM thoughts t JOIN runs r ON r.id = t.run;
 PRAGMA application_id = 1364415570;
 PRAGMA user_version = 1;
 PRAGMA journal_mode = WAL;
-INSERT INTO "runs" VALUES(1,'vers1000','2026-11-24T12:00:00.000000Z','stop',0.5,'m',NULL,'b',NULL,'ab','cd','','',0,'float32','cpu','0.1.0','{"torch":"2"}',3,'always','own',2,1,NULL,NULL,'{"seed":3,"trigger":"always","control":"own","samples":1,"thought_length":2,"stop":[]}','answer',0,NULL,NULL,0,1,2,3,3,1,'of version 1','Why?','Why?',' So it is','[1,2]');
+INSERT INTO "runs" VALUES(1,'vers1000','2026-11-24T12:00:00.000000Z','stop',0.5,0,0,'m',NULL,'b',NULL,'ab','cd','','',0,'float32','cpu','0.1.0','{"torch":"2"}',3,'always','own',2,1,NULL,NULL,'{"seed":3,"trigger":"always","control":"own","samples":1,"thought_length":2,"stop":[]}','answer',0,NULL,NULL,0,1,2,3,3,1,'of version 1','Why?','Why?',' So it is','[1,2]');
 INSERT INTO "interventions" VALUES(1,'vers1000',2,'2026-11-24T12:00:01.000000Z','edited','no sky','[1,2]','["no"," sky"]','[-1.0,"-inf"]',0.4,0.7,1,'[[5," base",0.5]]','[[5," base",0.5]]','[[5," base",0.5]]',' so it goes','{"seed":4}');
 INSERT INTO "samples" VALUES(1,'vers1000',1,0,'think0 deep',0.3,'[7,8]','["t","hink0 deep"]','[-0.5,-1.25]');
 INSERT INTO "samples" VALUES(2,'vers1000',2,0,'think1 deep',0.3,'[7,8]','["t","hink1 deep"]','[-0.5,-1.25]');

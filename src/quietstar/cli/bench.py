@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quietstar.cli import options
+from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
     from quietstar.evals.bench import Bench
+    from quietstar.evals.bench_generate import Report
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -41,10 +43,121 @@ def bench(
         processes=processes,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
+    _tell(report, as_json)
+
+
+@app.command("train")
+def train(
+    model: options.Model = "default",
+    thought_length: Annotated[
+        int, typer.Option("--thought-length", "-t", metavar="T", help="Tokens in a thought.")
+    ] = 5,
+    lookahead: Annotated[int, typer.Option(metavar="A", help="True tokens predicted after a thought.")] = 4,
+    samples: Annotated[int, typer.Option(metavar="P", help="Thoughts at each position.")] = 2,
+    length: Annotated[int, typer.Option(metavar="N", help="Tokens of the sequence.")] = 256,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Measurements of each side, after one warm-up.")] = 3,
+    processes: Annotated[bool, typer.Option(help="Measure peak memory too, in fresh processes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Measure a training step against plain forward and backward over as many token positions, and its peak memory."""
+    thinker = options.load(model, dtype, device, None)
+    from quietstar.evals.bench_train import run
+
+    report = run(
+        thinker, model, dtype, device, thought_length=thought_length, lookahead=lookahead, samples=samples,
+        length=length, repeats=repeats, processes=processes,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    _tell(report, as_json)
+
+
+def _tell(report: Bench, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.to_dict(), indent=1))
     else:
         _print(report)
+
+
+@app.command()
+def generate(
+    model: options.Model = "default",
+    contexts: Annotated[
+        str, typer.Option("--contexts", metavar="LIST", help="Tokens of text before, separated by commas.")
+    ] = "128,512,2048",
+    thought_lengths: Annotated[
+        str, typer.Option("--thought-lengths", "-t", metavar="LIST", help="Tokens in a thought, separated by commas.")
+    ] = "5,8,16",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", metavar="N", help="Tokens emitted by each run.")] = 48,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Measurements of each, after one warm-up.")] = 3,
+    speculate: Annotated[
+        str, typer.Option(metavar="K", help="Tokens to draft and think about together, or auto.")
+    ] = "auto",
+    mixing_weight: options.MixingWeight = None,
+    temperature: Annotated[float, typer.Option(metavar="X", help="Of the text; 0 is greedy.")] = 0.0,
+    processes: Annotated[bool, typer.Option(help="Measure peak memory too, in fresh processes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Measure generation: plain, thinking one by one, and thinking speculatively, taken in turn in one run.
+
+    Texts of four kinds; every context at the middle thought length, every thought length at the middle context. Costs
+    are multiples of plain generate, the smallest and largest in brackets.
+    """
+    from quietstar import speculation
+
+    speculation.parse(speculate)
+    sizes = [_numbers("--contexts", contexts), _numbers("--thought-lengths", thought_lengths)]
+    thinker = options.load(model, dtype, device, None)
+    from quietstar.evals.bench_generate import run
+
+    report = run(
+        thinker, model, dtype, device, contexts=sizes[0], thought_lengths=sizes[1], tokens=tokens, repeats=repeats,
+        speculate=speculate, mixing_weight=mixing_weight, temperature=temperature, processes=processes,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        _print_generate(report)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise QuietStarError(f"{option} must be whole numbers separated by commas, got {text!r}") from None
+
+
+def _print_generate(report: Report) -> None:
+    print(", ".join(f"{key} {value}" for key, value in report.machine.items()))
+    print("kind        context   T    plain, ms  one by one            speculative           drafts came true")
+    for c in report.cells:
+        one, ahead = (
+            f"{r.middle:5.2f} x ({r.lowest:.2f} to {r.highest:.2f})" for r in (c.one_by_one_ratio, c.speculative_ratio)
+        )
+        parted = "" if c.parted is None else f"; parts at token {c.parted}, over {c.gap:.4f} nats"
+        share = f" ({c.accepted / c.drafted:.0%})" if c.drafted else ""
+        print(
+            f"{c.kind:<11} {c.context:>7} {c.thought_length:>3} {c.plain * 1e3:>12.1f}  {one:<21} {ahead:<21} "
+            f"{c.accepted} of {c.drafted}{share}{parted}"
+        )
+    if report.row_cost is not None:
+        r = report.row_cost
+        print(f"one more row adds {r.middle:.4f} ({r.lowest:.4f} to {r.highest:.4f}) of a pass over one row")
+    t = report.throughput
+    print(
+        f"{t['prompts']} prompts at once: {t['together']:.1f} tokens/s, one at a time {t['alone']:.1f}: "
+        f"{t['ratio']['middle']:.2f} x ({t['ratio']['lowest']:.2f} to {t['ratio']['highest']:.2f})"
+    )
+    print("drafts that come true at temperature 1: at best, as here, by inverse CDF; greedy")
+    for a in report.couplings:
+        print(f"{a.kind:<11} w {a.weight:<5} {a.best:7.1%} {a.raced:7.1%} {a.inverse:7.1%} {a.greedy:7.1%}")
+    if report.memory:
+        one_mb, ahead_mb = report.memory["one_by_one"], report.memory["speculative"]
+        print(f"peak memory, whole process: one by one {one_mb:.0f} MB, speculative {ahead_mb:.0f} MB")
 
 
 def _print(report: Bench) -> None:
@@ -55,8 +168,7 @@ def _print(report: Bench) -> None:
             f"{r.what} {r.seconds * 1e3:.1f} ms / {r.against} {r.against_seconds * 1e3:.1f} ms"
         )
     if report.memory:
-        limit = 2 * report.machine["weights_mb"] + 500
-        print(f"peak memory of score, whole process (at 512 tokens at most 2 x weights + 500 MB = {limit:.0f} MB):")
+        print(f"peak memory of {report.memory_of}, whole process (limit {report.memory_limit_mb:.0f} MB):")
         for row in report.memory:
             print(f"{row['tokens']:6.0f} tokens  {row['peak_mb']:7.0f} MB  (after loading {row['loaded_mb']:.0f} MB)")
     if report.start:

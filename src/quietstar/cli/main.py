@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, runs, score, show, think, train, view
+from quietstar.cli import bench, plot, runs, score, show, think, train, view
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(runs.app, name="runs")
 app.command(name="view")(view.view)
 app.command(name="score")(score.score)
 app.command(name="train", context_settings=train.SETTINGS)(train.train)
+app.command(name="plot")(plot.plot)
 app.add_typer(bench.app, name="bench")
 
 
@@ -46,8 +47,12 @@ def root(
 
 def main() -> None:
     """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal without some character shows its code instead
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(prog_name="quietstar", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk can still be told
     except QuietStarError as error:
         _leave(f"quietstar: {error}", 2)
     except typer.TyperException as error:
@@ -70,8 +75,18 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)  # a command's own value is no exit code
 
 
+def _flush() -> None:
+    """Write out what is left; where that fails, drop it, or Python would try again on its way out."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # type: ignore[assignment]
+
+
 def _leave(line: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    _flush()
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(code)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,6 +54,28 @@ Db = Annotated[
     str | None,
     typer.Option("--db", metavar="FILE", help="The record [$QUIETSTAR_DB, or record.db in the user's data folder]."),
 ]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON for standard output: characters as they are where its encoding has them all, escaped elsewhere."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done, so that no line of output is cut; then it is raised."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def quiet() -> None:

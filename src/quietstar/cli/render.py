@@ -54,7 +54,7 @@ class Screen:
     def _start(self, event: Start) -> None:
         if self.traces and not self.quiet:  # the forced answer follows the reasoning
             lead = event.prompts[0][len(self.traces[-1].start.prompts[0]) + len(self.traces[-1].text) :]
-            self._write(Text(safe(lead), style="dim"))
+            self._write(Text(safe(lead) + ("\n" if self.live else ""), style="dim"))
         elif self.traces:
             self._write(Text("\n"))
         elif event.untrained and not self.quiet and event.settings["trigger"] != "never":
@@ -117,6 +117,8 @@ class Screen:
         ends = [trace.end for trace in self.traces if trace.end is not None]
         if ends:
             note += f", {sum(end.seconds for end in ends):.1f} s"
+            if drafted := sum(end.drafted for end in ends):
+                note += f", {sum(end.accepted for end in ends)} of {drafted} drafts came true"
             if ends[-1].reason in ("length", "context"):
                 note += ", cut at --max-new-tokens" if ends[-1].reason == "length" else ", cut at the model's context"
         if interrupted:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +31,13 @@ def score(
     thought_temperature: options.ThoughtTemperature = None,
     mixing_weight: options.MixingWeight = None,
     seed: options.Seed = 0,
+    split: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Cut text files into documents before each match, as in '^# '.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A report (--json) of another model on the same texts, to compare with."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -41,11 +50,12 @@ def score(
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
     from quietstar.errors import QuietStarError
-    from quietstar.evals.losses import evaluate, names_of, read_documents
+    from quietstar.evals.losses import Interrupted, evaluate, names_of, read_documents
     from quietstar.interventions import Control
 
     names = [str(Control.parse(name)) for name in names_of(controls)]
-    documents = read_documents(files, field)
+    documents = read_documents(files, field, split)
+    other = None if against is None else _report_of(against)
     if limit is not None:
         if limit < 1:
             raise QuietStarError(f"--limit must be at least 1, got {limit}")
@@ -55,22 +65,53 @@ def score(
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("scoring", total=1.0)
-        report = evaluate(
-            thinker, documents, controls=names, window=window, max_tokens=max_tokens, thought_length=thought_length,
-            samples=samples, thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed,
-            told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
-        )  # fmt: skip
+    try:
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("scoring", total=1.0)
+            report = evaluate(
+                thinker, documents, controls=names, window=window, max_tokens=max_tokens,
+                thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
+                mixing_weight=mixing_weight, seed=seed,
+                told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
+            )  # fmt: skip
+    except Interrupted as stopped:
+        if stopped.report is not None:
+            _show(stopped.report, as_json, None)
+        raise
+    _show(report, as_json, other)
+
+
+def _report_of(file: str) -> dict[str, Any]:
+    """A report that --json wrote."""
+    from quietstar.errors import QuietStarError
+
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found["documents"], list):
+            return found
+    except OSError as error:
+        raise QuietStarError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, KeyError):
+        pass
+    raise QuietStarError(f"{file} is no report of `quietstar score --json`")
+
+
+def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
+    from quietstar.evals.losses import against
+
+    compared = {}
+    if other is not None:
+        compared = {kind: against(report.to_dict(), other, kind) for kind in ("base", "own")}
     for name in report.skipped:
         print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=1))
+        more = {"against": {kind: asdict(found) for kind, found in compared.items()}} if compared else {}
+        print(options.to_json(report.to_dict() | more, indent=1))
     else:
-        _print(report)
+        _print(report, compared)
 
 
-def _print(report: LossReport) -> None:
+def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -99,6 +140,11 @@ def _print(report: LossReport) -> None:
     effects = table("\nEffects, nats; above 0 the thought helps", ["effect", "mean", "95 %"])
     for name, found in report.effects.items():
         effects.add_row(name, f"{found.mean:+.4f}", _range(found))
+    for name, found in report.hardest.items():
+        effects.add_row(f"{name}, hardest fifth", f"{found.mean:+.4f}", _range(found))
+    for kind, found in compared.items():
+        effects.add_row(f"{kind} against the other's base", f"{found.mean:+.4f}", _range(found))
+    effects.add_row("thoughts continue the text", f"{report.continues.mean:.2%}", _range(report.continues))
     effects.add_row("flipped argmax", f"{report.flipped.mean:.2%}", _range(report.flipped))
     effects.add_row("mixing weight", f"{report.weight.mean:.4f}", _range(report.weight))
     effects.add_row("KL(mixed || base)", f"{report.kl.mean:.4f}", _range(report.kl))
@@ -112,6 +158,8 @@ def _print(report: LossReport) -> None:
             *(_signed(row["effects"][name]) for name in report.effects),
         )  # fmt: skip
     console.print(deciles)
+    if report.unfinished:
+        console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read to the end", style="dim"))
     if len(report.documents) < FEWEST:
         console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
 

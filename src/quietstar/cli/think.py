@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +35,13 @@ def think(
     temperature: Annotated[float, typer.Option(metavar="X", help="Of the answer; 0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus of the answer, above 0 to 1.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Longest answer.")] = 128,
+    speculate: Annotated[
+        str,
+        typer.Option(
+            metavar="K",
+            help="Draft K tokens and think about them together, or auto; faster, same output. 0 is one by one.",
+        ),
+    ] = "0",
     seed: options.Seed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")
@@ -87,7 +93,7 @@ def think(
     settings = GenerationSettings(
         thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
         top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
-        stop=tuple(stop or ()), mixing_weight=mixing_weight,
+        stop=tuple(stop or ()), mixing_weight=mixing_weight, speculate=speculate,
     )  # fmt: skip
     thinker = options.load(model, dtype, device, quantize)
     if reason_then_answer:
@@ -132,6 +138,8 @@ def _prompt(given: str | None) -> str:
         if sys.stdin is None or sys.stdin.isatty():
             raise QuietStarError('there is no prompt; give one, as in: quietstar think "Why is the sky blue?"')
         given = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    else:  # bytes that are no UTF-8 come from the shell as surrogates
+        given = given.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
     if not given.strip():
         raise QuietStarError("the prompt is empty; give at least one word")
     return given
@@ -144,20 +152,15 @@ def _print_json(events: Iterator[Event]) -> bool:
     trace: Trace | None = None
     try:
         for event in events:
-            _write(event)
-            if isinstance(event, Start):
-                trace = Trace(event)
-            elif trace is not None:
-                trace.add(event)
+            with options.uninterrupted():  # a line is printed and recorded whole or not at all
+                print(options.to_json(event.to_dict()), flush=True)
+                if isinstance(event, Start):
+                    trace = Trace(event)
+                elif trace is not None:
+                    trace.add(event)
     except KeyboardInterrupt:
         if trace is not None and trace.end is None:
             end = End(0, "interrupted", trace.text, len(trace.tokens), len(trace.thoughts), 0.0)
-            _write(end)
+            print(options.to_json(end.to_dict()), flush=True)
         return True
     return False
-
-
-def _write(event: Event) -> None:
-    """One line, newline included, in one piece: Ctrl-C must not fall between the two."""
-    sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.flush()

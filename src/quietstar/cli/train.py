@@ -17,7 +17,7 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 def train(
     context: typer.Context,
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A YAML file or a preset: paper, default-model or smoke.")
+        str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or a preset such as paper or smoke.")
     ] = None,
     print_recipe: Annotated[
         str | None, typer.Option("--print-recipe", metavar="PRESET", help="Print a complete recipe and leave.")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from quietstar._version import __version__
 from quietstar.api import QuietStar
 from quietstar.errors import QuietStarError
-from quietstar.generation import resample_ids
+from quietstar.resampling import resample_ids
 from quietstar.rows import ordinary
 
 MEMORY_LENGTHS = (512, 1024, 2048, 4096)
@@ -51,6 +53,8 @@ class Bench:
     machine: dict[str, Any]
     ratios: list[Ratio] = field(default_factory=list)
     memory: list[dict[str, float]] = field(default_factory=list)
+    memory_of: str = "score"
+    memory_limit_mb: float = 0.0
     start: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,18 +86,19 @@ def run(
         raise QuietStarError(f"context must be at least 16 tokens, got {context}")
     model.check_fits(context + 64, thought_length, "context")
     bench = Bench(machine_of(model, name))
+    bench.memory_limit_mb = 2 * bench.machine["weights_mb"] + 500
     with torch.inference_mode():
         ids = sample_ids(model, context)
         for title, make in (
             ("generate", _generating), ("trigger never", _never), ("score", _scoring), ("resample", _resampling),
         ):  # fmt: skip
             say(f"measuring {title}")
-            bench.ratios.append(_pairs(*make(model, ids, thought_length), repeats))
+            bench.ratios.append(pairs(*make(model, ids, thought_length), repeats))
     if processes:
         for length in MEMORY_LENGTHS:
             if model.context_limit is None or length + thought_length + 2 <= model.context_limit:
                 say(f"measuring memory at {length} tokens")
-                bench.memory.append(_probe(_MEMORY, name, dtype, device, length, thought_length))
+                bench.memory.append(probe(_MEMORY, name, dtype, device, length, thought_length))
         say("measuring start-up")
         bench.start = _start(name, dtype, device, repeats)
     return bench
@@ -117,7 +122,8 @@ def sample_ids(model: QuietStar, length: int) -> Tensor:
     return (torch.arange(length, device=model.device) * 7919 + 101)[None] % model.vocabulary
 
 
-def _clock(work: Callable[[], object]) -> float:
+def clock(work: Callable[[], object]) -> float:
+    """Seconds of wall time that `work` takes, on the device too."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
@@ -131,7 +137,7 @@ def _clock(work: Callable[[], object]) -> float:
 Side = tuple[str, Callable[[], float]]
 
 
-def _pairs(one: Side, other: Side, limit: float, repeats: int) -> Ratio:
+def pairs(one: Side, other: Side, limit: float, repeats: int) -> Ratio:
     """Both sides in turn after one warm-up each."""
     one[1](), other[1]()
     pairs = [(one[1](), other[1]()) for _ in range(repeats)]
@@ -146,13 +152,13 @@ def _per_token(generate: Callable[[int], object], few: int, many: int) -> Callab
     """Seconds a token, from two lengths, so that reading the prompt does not count."""
 
     def seconds() -> float:
-        short = _clock(lambda: generate(few))
-        return (_clock(lambda: generate(many)) - short) / (many - few)
+        short = clock(lambda: generate(few))
+        return (clock(lambda: generate(many)) - short) / (many - few)
 
     return seconds
 
 
-def _plain(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
+def plain_generate(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
     """Greedy `generate` of the base model as transformers has it."""
 
     def generate(count: int) -> object:
@@ -171,7 +177,7 @@ def _generating(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
 
     return (
         (f"one token with a thought of {thought_length}", _per_token(think, 4, 20)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         (thought_length + 3) * 1.15,
     )
 
@@ -182,7 +188,7 @@ def _never(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, Si
 
     return (
         ("one token, thought skipped", _per_token(skip, 4, 36)),
-        ("one token of plain generate", _per_token(_plain(model, ids), 4, 36)),
+        ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         1.15,
     )
 
@@ -192,10 +198,10 @@ def _scoring(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, 
 
     def forward() -> float:
         with ordinary(model.decoder_lm) as base:
-            return _clock(lambda: base(ids.repeat(many, 1), use_cache=False))
+            return clock(lambda: base(ids.repeat(many, 1), use_cache=False))
 
     return (
-        (f"score {ids.shape[1]} tokens", lambda: _clock(lambda: model.score(ids, thought_length=thought_length))),
+        (f"score {ids.shape[1]} tokens", lambda: clock(lambda: model.score(ids, thought_length=thought_length))),
         (f"plain forward over {many} x {ids.shape[1]} tokens", forward),
         1.3,
     )
@@ -218,29 +224,33 @@ def _resampling(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
                 show=1,
             )
 
-        return f"{count} thought{'s' if count > 1 else ''} at one position, text already read", lambda: _clock(work)
+        return f"{count} thought{'s' if count > 1 else ''} at one position, text already read", lambda: clock(work)
 
     return resample(100), resample(1), 4.0
 
 
-_MEMORY = r"""
-import json, re, resource, sys
-from pathlib import Path
-import torch
-from quietstar import QuietStar
-from quietstar.evals.bench import sample_ids
-name, dtype, device, length, thought = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
-def peak():
-    if model.device.type == "cuda":
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this process has had so far: of the device on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")  # where there is one: getrusage may count the parent's peak
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    import resource  # not on every system
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+_MEMORY = """
+import json, sys
+from quietstar import QuietStar
+from quietstar.evals.bench import peak_bytes, sample_ids
+name, dtype, device, length, thought = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 model = QuietStar.from_pretrained(name, dtype=dtype, device=device)
-loaded = peak()
+loaded = peak_bytes(model.device)
 model.score(sample_ids(model, length), thought_length=thought)
-print(json.dumps({"tokens": length, "loaded_mb": loaded / 1e6, "peak_mb": peak() / 1e6}))
+print(json.dumps({"tokens": length, "loaded_mb": loaded / 1e6, "peak_mb": peak_bytes(model.device) / 1e6}))
 """
 
 _FIRST = """
@@ -260,13 +270,13 @@ def _start(name: str, dtype: str, device: str, repeats: int) -> dict[str, float]
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        _probe(_FIRST, name, dtype, device)
+        probe(_FIRST, name, dtype, device)
         times.append(time.perf_counter() - began)
     times = sorted(times[1:])
     return {"seconds": median(times), "lowest": times[0], "highest": times[-1], "limit": 5.0}
 
 
-def _probe(code: str, *arguments: object) -> dict[str, float]:
+def probe(code: str, *arguments: object) -> dict[str, float]:
     """Run `code` in a fresh process and read the JSON it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False

@@ -7,18 +7,22 @@ Every figure is a mean over predicted tokens in nats; every interval is a 95 % p
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
 
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
+    from quietstar.scoring import Score
 
 CONTROLS = ("filler", "donor", "shuffled")
 RESAMPLES = 2000
@@ -33,35 +37,50 @@ class Document:
     text: str
 
 
-def read_documents(files: Sequence[str | Path], field: str = "text") -> list[Document]:
-    """Documents of text files (one each) and JSONL files (one a line, the text in `field`).
+def read_documents(files: Sequence[str | Path], text_field: str = "text", split: str | None = None) -> list[Document]:
+    """Documents of text files (one each) and JSONL files (one a line, the text in `text_field`).
+
+    With `split`, a regular expression (^ and $ at lines), a text file is cut before each match into several documents.
 
     Raises:
         QuietStarError: a missing or unreadable file, a broken line, a missing field; names file and line.
     """
     documents = []
+    try:
+        border = re.compile(f"(?={split})", re.MULTILINE) if split else None
+    except re.error as error:
+        raise QuietStarError(f"split is no regular expression: {error}") from error
     for given in files:
         path = Path(given)
         try:
-            content = path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise QuietStarError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
         except OSError as error:
             raise QuietStarError(f"cannot read {path}: {error.strerror}") from error
         if path.suffix.lower() not in (".jsonl", ".ndjson"):
-            documents.append(Document(path.name, content))
+            pieces = [content] if border is None else [piece for piece in border.split(content) if piece.strip()]
+            several = len(pieces) > 1
+            documents += [Document(f"{path.name}:{n}" if several else path.name, piece)
+                          for n, piece in enumerate(pieces, start=1)]  # fmt: skip
             continue
         for number, line in enumerate(content.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise QuietStarError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            if isinstance(row, dict) and text_field in row and not isinstance(row[text_field], str):
+                raise QuietStarError(
+                    f"{path}, line {number}: field {text_field!r} is {row[text_field]!r:.40}, not a text"
+                )
+            if not isinstance(row, dict) or text_field not in row:
                 have = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
-                raise QuietStarError(f"{path}, line {number} has no text field {field!r} (it has {have}); give --field")
-            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[field]))
+                raise QuietStarError(
+                    f"{path}, line {number} has no text field {text_field!r} (it has {have}); give --field"
+                )
+            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[text_field]))
     return documents
 
 
@@ -74,6 +93,14 @@ class Interval:
     high: float | None
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during `evaluate`; `report` covers the documents finished until then, None where there are none."""
+
+    def __init__(self, report: LossReport | None) -> None:
+        super().__init__()
+        self.report = report
+
+
 @dataclass
 class LossReport:
     """What `evaluate` found.
@@ -82,8 +109,12 @@ class LossReport:
         losses: mean loss of "base", "own", "only" and each control.
         effects: "own gain" = base - own; "compute" = base - filler; "content" = donor - own; "own over filler".
         documents: the same losses a document. deciles: losses and effects by base difficulty, easiest first.
+        hardest: the effects on the fifth of the tokens that is hardest for the base.
+        continues: share of thought tokens that are the text's own next tokens, place by place (x_{i+1}, x_{i+2}, ...):
+            how far thoughts merely continue the text.
         flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
-        settings: everything needed to run it again.
+        skipped: names of documents too short to score. settings: everything needed to run it again.
+        unfinished: names of documents not read because of Ctrl-C.
     """
 
     tokens: int
@@ -94,8 +125,11 @@ class LossReport:
     flipped: Interval
     weight: Interval
     kl: Interval
+    hardest: dict[str, Interval]
+    continues: Interval
     skipped: list[str]
     settings: dict[str, Any]
+    unfinished: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -122,6 +156,10 @@ def evaluate(
         window: tokens read at once; longer documents are cut into windows, each read for itself.
         max_tokens: read at most so many tokens of each document.
         told: told the name of each document and the share of all tokens done.
+
+    Raises:
+        QuietStarError: a wrong value, or nothing to score.
+        Interrupted: on Ctrl-C, with the report of the documents finished until then.
     """
     if window < 2:
         raise QuietStarError(f"window must be at least 2 tokens, got {window}")
@@ -129,45 +167,74 @@ def evaluate(
         raise QuietStarError(f"max_tokens must be at least 2, got {max_tokens}")
     encoded, skipped = [], []
     for document in documents:
-        ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        try:
+            ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        except QuietStarError as error:
+            raise QuietStarError(f"{document.name}: {error}") from error
         if len(ids) < 2:
             skipped.append(document.name)
         else:
             encoded.append((document, ids))
     if not encoded:
         raise QuietStarError("no document has two tokens or more; there is nothing to score")
+    length = model.config.thought_length if thought_length is None else thought_length
+    model.check_fits(min(window, max(len(ids) for _, ids in encoded)), length, "window")
     total = sum(len(ids) for _, ids in encoded)
     done = 0
-    parts: list[dict[str, np.ndarray]] = []
-    for number, (document, ids) in enumerate(encoded):
-        for start in range(0, len(ids), window):
-            piece = ids[start : start + window]
-            told(document.name, done / total)
-            done += len(piece)
-            if len(piece) < 2 or ("donor" in controls and len(piece) < 3):
-                continue
-            score = model.score(
-                piece, controls=controls, thought_length=thought_length, samples=samples,
-                thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
-            )  # fmt: skip
-            columns = {
-                "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
-                "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
-            }  # fmt: skip
-            columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
-            part = {name: values[0].double().cpu().numpy() for name, values in columns.items()}
-            parts.append(part | {"document": np.full(len(piece) - 1, number)})
-    if not parts:
-        raise QuietStarError("no document is long enough for the donor control; give longer texts or --controls none")
+    parts: list[dict[str, np.ndarray]] = []  # of finished documents
+    finished = 0
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        for number, (document, ids) in enumerate(encoded):
+            found = []
+            for start in range(0, len(ids), window):
+                piece = ids[start : start + window]
+                told(document.name, done / total)
+                done += len(piece)
+                if len(piece) < 2:
+                    continue
+                score = model.score(
+                    piece, controls=controls, thought_length=thought_length, samples=samples,
+                    thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
+                )  # fmt: skip
+                found.append(_columns(score) | {"document": np.full(len(piece) - 1, number)})
+            parts, finished = parts + found, number + 1
+    except KeyboardInterrupt as error:
+        interrupt = error
+        if not finished:
+            raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names = [document.name for document, _ in encoded]
-    length = model.config.thought_length if thought_length is None else thought_length
     settings = dict(
         model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
         max_tokens=max_tokens, thought_length=length, samples=samples,
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
-    return _report(table, names, list(controls), skipped, settings, seed)
+    report = _report(table, names, list(controls), skipped, settings, seed)
+    if interrupt is not None:
+        report.unfinished = names[finished:]
+        raise Interrupted(report) from interrupt
+    return report
+
+
+def _columns(score: Score) -> dict[str, np.ndarray]:
+    """The numbers of one text as columns, one entry a predicted token."""
+    columns = {
+        "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
+        "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
+    }  # fmt: skip
+    columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
+    columns["continues"] = _continues(score)
+    return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+
+
+def _continues(score: Score) -> Tensor:
+    """Share of each position's thought tokens that equal the text at their place, (B, N - 1); 0 for empty thoughts."""
+    length, wide = score.thoughts.shape[-1], score.ids.shape[1]
+    place_NT = torch.arange(1, wide)[:, None] + torch.arange(length)
+    inside_NT = place_NT < wide
+    same_BNPT = (score.thoughts == score.ids[:, place_NT.clamp_max(wide - 1)][:, :, None]) & inside_NT[:, None]
+    return same_BNPT.float().sum(-1).mean(-1) / inside_NT.sum(-1).clamp_min(1)
 
 
 def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -212,8 +279,11 @@ def _report(
                     "effects": {name: asdict(interval(values, mine)) for name, values in effects.items()},
                 }
             )  # fmt: skip
+    hard = table["base"] >= np.quantile(table["base"], 0.8)
     return LossReport(
-        tokens=len(documents_of), losses={kind: interval(table[kind]) for kind in kinds},
+        hardest={name: interval(values, hard) for name, values in effects.items()},
+        continues=interval(table["continues"]), tokens=len(documents_of),
+        losses={kind: interval(table[kind]) for kind in kinds},
         effects={name: interval(values) for name, values in effects.items()}, documents=per_document, deciles=deciles,
         flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
         skipped=skipped, settings=settings,
@@ -231,9 +301,30 @@ def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None =
         return Interval(mean, None, None)
     found = stats.bootstrap(
         (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed), batch=200,
+        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
     ).confidence_interval  # fmt: skip
     return Interval(mean, float(found.low), float(found.high))
+
+
+def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", theirs: str = "base") -> Interval:
+    """Loss of another model less this one's on the same documents, per token: above 0 where this one is better.
+
+    Args:
+        own, other: reports as `LossReport.to_dict` gives them, of the same texts cut in the same way.
+        mine, theirs: which losses are compared.
+
+    Raises:
+        QuietStarError: the two are not of the same documents and tokens.
+    """
+    rows = list(zip(own["documents"], other["documents"], strict=False))
+    same = [(row["document"], row["tokens"]) for row in own["documents"]] == [
+        (row["document"], row["tokens"]) for row in other["documents"]
+    ]
+    if not same or not rows:
+        raise QuietStarError("the two reports are not of the same documents and tokens; score both in the same way")
+    tokens = np.array([row["tokens"] for row, _ in rows])
+    each = np.array([theirs_row[theirs] - mine_row[mine] for mine_row, theirs_row in rows])
+    return bootstrap(np.repeat(each, tokens), np.repeat(np.arange(len(rows)), tokens))
 
 
 def names_of(text: str) -> Iterable[str]:

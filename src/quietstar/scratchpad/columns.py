@@ -116,7 +116,10 @@ def end_of(row: Row) -> End | None:
     """How a run ended, None while it runs and after a kill."""
     if row["reason"] is None:
         return None
-    return End(row["sequence"], row["reason"], row["text"], row["tokens"], row["thoughts"], number(row["seconds"]))
+    return End(
+        row["sequence"], row["reason"], row["text"], row["tokens"], row["thoughts"], number(row["seconds"]),
+        row["drafted"] or 0, row["accepted"] or 0,
+    )  # fmt: skip
 
 
 # -- tokens and thoughts ----------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ class Run:
     started: str
     reason: str | None
     seconds: float | None
+    drafted: int | None
+    accepted: int | None
     model: str
     base: str
     base_hash: str

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -323,5 +323,5 @@ def _check(one: Line) -> None:
         when = datetime.fromisoformat(one.started)
     except ValueError as error:
         raise _NotOurs(f"{one.started[:40]!r} is no time") from error
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    one.started = when.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    one.started = when.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

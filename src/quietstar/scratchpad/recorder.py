@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from quietstar.scratchpad import columns, schema
@@ -34,7 +34,7 @@ def new_id() -> str:
 
 def now() -> str:
     """The time as it is kept: UTC, ISO 8601, microseconds, so that text order is time order."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class RunWriter:
@@ -77,10 +77,11 @@ class RunWriter:
         if isinstance(event, End):
             self.ended = True
             change = (
-                "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ? WHERE id = ?"
+                "UPDATE runs SET reason = ?, text = ?, tokens = ?, thoughts = ?, flips = ?, seconds = ?, drafted = ?, "
+                "accepted = ? WHERE id = ?"
             )
             values = [columns.plain(event.reason), columns.plain(event.text), event.tokens, event.thoughts, self.flips]
-            return [(change, [*values, event.seconds, self.run])]
+            return [(change, [*values, event.seconds, event.drafted, event.accepted, self.run])]
         return []
 
     def cut_off(self) -> list[Statement]:

@@ -26,6 +26,8 @@ CREATE TABLE runs (
     started TEXT NOT NULL,            -- UTC, ISO 8601
     reason TEXT,                      -- why it ended; NULL while running and after a kill
     seconds REAL,                     -- from the first step to the end
+    drafted INTEGER,                  -- tokens drafted ahead of their thoughts
+    accepted INTEGER,                 -- how many of them became the emitted token
     model TEXT NOT NULL,              -- name or folder
     revision TEXT,                    -- commit of the model on its hub
     base TEXT NOT NULL,               -- the base model's name
@@ -240,22 +242,36 @@ def connect(path: Path, writable: bool = True) -> sqlite3.Connection:
     return db
 
 
+# SQLite's primary result codes (sqlite.org/rescode.html) and the words it says them with; Python 3.10 has only those.
+BUSY, LOCKED, PERM, READONLY, CORRUPT, FULL, CANTOPEN, CONSTRAINT, NOTADB = 5, 6, 3, 8, 11, 13, 14, 19, 26
+_WORDS = {
+    "database is locked": BUSY, "table is locked": LOCKED, "readonly database": READONLY, "malformed": CORRUPT,
+    "disk is full": FULL, "unable to open": CANTOPEN, "constraint failed": CONSTRAINT, "not a database": NOTADB,
+}  # fmt: skip
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """The primary result code of an error, 0 where it cannot be told."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
+    return next((code for words, code in _WORDS.items() if words in str(error)), 0)
+
+
 def told(error: sqlite3.Error, path: Path) -> QuietStarError:
     """What SQLite says, as one line for a person."""
-    text = str(error)
-    code = getattr(error, "sqlite_errorcode", None) or 0
-    primary = code & 0xFF
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    text, code = str(error), code_of(error)
+    if code in (BUSY, LOCKED):
         return QuietStarError(f"the record {path} is locked by another program; try again when it is done")
-    if primary == sqlite3.SQLITE_FULL:
+    if code == FULL:
         return QuietStarError(f"no space left for the record {path}; free some")
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code in (CORRUPT, NOTADB):
         return QuietStarError(
             f"the record {path} is damaged ({text}); sqlite3's .recover may save its rows, --db names another record"
         )
-    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+    if code in (READONLY, CANTOPEN, PERM):
         return QuietStarError(f"the record {path} cannot be written ({text})")
-    if primary == sqlite3.SQLITE_CONSTRAINT and "FOREIGN KEY" in text:
+    if code == CONSTRAINT and "FOREIGN KEY" in text:
         return QuietStarError(f"the run was deleted while it was recorded in {path}")
     return QuietStarError(f"the record {path} cannot be used ({text})")
 

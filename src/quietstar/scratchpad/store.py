@@ -73,7 +73,7 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- runs -------------------------------------------------------------------------------------------------------
+    # -- runs ---------------------------------------------------------------------------------------------------------
 
     def runs(
         self, query: str = "", *, tag: str | None = None, limit: int | None = None, after: str | None = None
@@ -384,7 +384,7 @@ class Store:
             try:
                 self.write([(change, ["".join(said), len(said), *counted, run])], wait=0)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if schema.code_of(error) != schema.BUSY:
                     raise schema.told(error, self.path) from error
                 return  # somebody is writing; whoever opens the record next does this
 

@@ -141,7 +141,12 @@ class TokenEvent(Event):
 
 @dataclass
 class End(Event):
-    """Why a sequence ended ("stop", "stop_string", "length", "context", "interrupted") and its whole text."""
+    """Why a sequence ended ("stop", "stop_string", "length", "context", "interrupted") and its whole text.
+
+    Args:
+        tokens, thoughts: how many were emitted and thought. seconds: since the start.
+        drafted, accepted: tokens drafted ahead of their thoughts, and how many of them became the emitted token.
+    """
 
     event: ClassVar[str] = "end"
     sequence: int
@@ -150,6 +155,8 @@ class End(Event):
     tokens: int
     thoughts: int
     seconds: float
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass

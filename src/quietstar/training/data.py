@@ -180,8 +180,9 @@ def _hub(name: str, config: DataConfig) -> Iterator[str]:
         rows = datasets.load_dataset(dataset, configuration or None, split=config.split, streaming=True)
         for row in rows:
             if not isinstance(row.get(config.field), str):
+                have = ", ".join(row)
                 raise QuietStarError(
-                    f"the data set {name!r} has no text column {config.field!r} (it has {', '.join(row)}); set data.field"
+                    f"the data set {name!r} has no text column {config.field!r} (it has {have}); set data.field"
                 )
             yield row[config.field]
     except (OSError, ValueError, RuntimeError) as error:
@@ -194,7 +195,7 @@ def _hub(name: str, config: DataConfig) -> Iterator[str]:
 _READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".txt": _text, ".md": _text, ".parquet": _parquet}
 
 
-# -- spans ---------------------------------------------------------------------------------------------------------------
+# -- spans ------------------------------------------------------------------------------------------------------------
 
 
 class Spans(torch.utils.data.Dataset[dict[str, Any]]):

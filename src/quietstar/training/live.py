@@ -1,15 +1,13 @@
-"""What a person sees of a run while it trains, and the log it leaves: one line a step, held-out effects, a few thoughts.
+"""What a person sees of a run while it trains, and the log it leaves: a line a step, held-out effects, some thoughts.
 
 `log.jsonl` in the run's folder has one JSON object a line: training lines (`loss`, `base`, `mixed`, `reward`, ...) and
-evaluation lines (`eval_base`, `eval_own`, `eval_content`, ...), each with its `step`. After a resume it goes on where the
-checkpoint was.
+evaluation lines (`eval_base`, `eval_own`, `eval_content`, ...), each with its `step`. After a resume it goes on where
+the checkpoint was.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from quietstar.evals.bench import peak_bytes
 from quietstar.text import visible
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = (
-            [line for line in read(self.path.parent) if line["step"] <= state.global_step] if state.global_step else []
-        )
+        kept = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -102,7 +99,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         line = (
             f"loss {logs['loss']:.4f}  base {logs['base']:.4f}  mixed {logs['mixed']:.4f}  "
             f"reward {logs['reward']:+.4f}  w {logs['mixing_weight']:.3f}  {self.effects}"
-            f"{speed:.0f} tokens/s  {_memory_mb():.0f} MB"
+            f"{speed:.0f} tokens/s  {peak_bytes(args.device) / 1e6:.0f} MB"
         )
         self.last = now
         if self.progress is not None:
@@ -118,7 +115,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         found = {name: effect.mean for name, effect in report.effects.items() if name in ("content", "compute")}
         self.effects = "".join(f"{name} {value:+.4f}  " for name, value in found.items())
         table = Table(
-            title=f"held out, step {state.global_step}: {report.tokens} tokens of {len(report.documents)} documents, nats",
+            title=f"held out, step {state.global_step}: {report.tokens} tokens, {len(report.documents)} documents",
             title_justify="left", box=None, pad_edge=False,
         )  # fmt: skip
         for name in ("", "mean", "95 %"):
@@ -158,11 +155,3 @@ class Live(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop()
-
-
-def _memory_mb() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

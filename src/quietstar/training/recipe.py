@@ -18,11 +18,10 @@ from typing import Any
 import yaml
 
 from quietstar.errors import QuietStarError
-from quietstar.objective import ObjectiveConfig
 from quietstar.training.data import DataConfig
 from quietstar.training.step import StepConfig
 
-PRESETS = ("paper", "default-model", "smoke")
+PRESETS = ("paper", "default-model", "default-model-2", "smoke")
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,9 @@ def preset(name: str) -> Recipe:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise QuietStarError(f"unknown preset {name!r}; {hint}presets: {', '.join(PRESETS)}")
-    text = resources.files("quietstar.training").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    text = (
+        resources.files("quietstar.training").joinpath("presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    )
     return from_mapping(yaml.safe_load(text), name)
 
 
@@ -213,13 +214,13 @@ def from_mapping(raw: Any, where: str) -> Recipe:
     return recipe
 
 
-def keys(config: Any = None, prefix: str = "") -> list[str]:
+def key_names(config: Any = None, prefix: str = "") -> list[str]:
     """All keys of a recipe, dotted."""
     config = Recipe() if config is None else config
     found: list[str] = []
     for one in fields(config):
         value = getattr(config, one.name)
-        found += keys(value, f"{prefix}{one.name}.") if is_dataclass(value) else [prefix + one.name]
+        found += key_names(value, f"{prefix}{one.name}.") if is_dataclass(value) else [prefix + one.name]
     return found
 
 
@@ -230,7 +231,7 @@ def _overlay(config: Any, raw: Mapping[str, Any], prefix: str) -> Any:
     for key, value in raw.items():
         name = f"{prefix}{key}"
         if key not in kinds:
-            every = keys()
+            every = key_names()
             near = difflib.get_close_matches(name, every, n=1, cutoff=0.5) or [
                 one for one in every if one.rpartition(".")[2] == str(key)
             ]

@@ -7,8 +7,8 @@ the end. It is the gradient of the whole batch with the memory of one chunk.
 The loss comes out as an ordinary scalar whose `backward` hands every trainable parameter its gradient, so optimizers,
 loss scaling, gradient accumulation and distributed wrappers work as with any model.
 
-Shapes: B sequences · N positions · Q places · P samples · R = Q P rows · A lookahead · T thought tokens · E hidden size ·
-V vocabulary.
+Shapes: B sequences · N positions · Q places · P samples · R = Q P rows · A lookahead · T thought tokens · E hidden
+size · V vocabulary.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class _Step:
         if config.thoughts and ids.shape[1] < ahead + 2:
             raise QuietStarError(f"a text needs at least lookahead + 2 = {ahead + 2} tokens, got {ids.shape[1]}")
 
-    # -- the loss ---------------------------------------------------------------------------------------------------
+    # -- the loss -----------------------------------------------------------------------------------------------------
 
     def loss(self, recompute: bool) -> tuple[Tensor, StepReport]:
         """See `training_loss`."""
@@ -247,7 +247,7 @@ class _HandOn(torch.autograd.Function):
         return None, None, *(g.mul_(outputs[0].to(g.dtype)) for g in gradients)
 
 
-# -- where and what to think ---------------------------------------------------------------------------------------------
+# -- where and what to think ------------------------------------------------------------------------------------------
 
 
 class _Thinking:
@@ -260,12 +260,14 @@ class _Thinking:
         self.sequence, self.position, self.shares = self._places(base_hidden)
         self.size = _places_at_once(step, prefix)
         self.thoughts = self._think(prefix)
-        self.rival = self._against_donors(prefix, base_hidden) if self.config.donor_reward else None
+        self.rival: Tensor | None = None
         self.only: Tensor | None = None
+        self.base_prefix: Prefix | None = None
+        if self.config.donor_reward:
+            self.rival = self._against_donors(prefix, base_hidden)
         if self.config.only_probability:
             drawn = uniforms(step.seed, _ONLY, *self._keys())
             self.only = torch.from_numpy(drawn < self.config.only_probability).to(step.ids.device)
-        self.base_prefix: Prefix | None = None
         if self.config.objective.kl_weight:
             with self._untouched():
                 self.base_prefix = self.model.read(step.ids, step.lengths)[0]

@@ -1,8 +1,8 @@
 """A trainer for thoughts on transformers' `Trainer`, so that what it offers (logging, mixed precision, accumulation,
 schedulers, callbacks, distributed runs through accelerate) is what people know.
 
-What is ours: the loss (`step.training_loss`), checkpoints that a kill at any moment cannot break, evaluation by the same
-scoring as everywhere else, and stopping with a sentence instead of a broken model.
+What is ours: the loss (`step.training_loss`), checkpoints that a kill at any moment cannot break, evaluation by the
+same scoring as everywhere else, and stopping with a sentence instead of a broken model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from quietstar import checkpoints
 from quietstar.api import QuietStar
@@ -34,7 +34,7 @@ RECIPE = "recipe.yaml"
 _HALVINGS = 10
 
 
-# -- the model -------------------------------------------------------------------------------------------------------------
+# -- the model --------------------------------------------------------------------------------------------------------
 
 
 def load_model(recipe: Recipe, device: str | None = None) -> QuietStar:
@@ -66,10 +66,8 @@ def load_model(recipe: Recipe, device: str | None = None) -> QuietStar:
 
 
 def _adapter(inner: Any, recipe: Recipe) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise QuietStarError('weights.train: lora needs PEFT: pip install "quietstar[peft]"') from error
+    from peft import LoraConfig, get_peft_model
+
     weights = recipe.weights
     targets: Any = weights.targets[0] if weights.targets == ("all-linear",) else list(weights.targets)
     try:
@@ -84,7 +82,7 @@ def _adapter(inner: Any, recipe: Recipe) -> Any:
         raise QuietStarError(f"weights.targets {', '.join(weights.targets)}: {str(error).splitlines()[0]}") from error
 
 
-# -- the trainer -------------------------------------------------------------------------------------------------------------
+# -- the trainer ------------------------------------------------------------------------------------------------------
 
 
 class ThoughtTrainer(transformers.Trainer):
@@ -100,6 +98,9 @@ class ThoughtTrainer(transformers.Trainer):
         >>> ThoughtTrainer.from_recipe(recipe).train()                       # doctest: +SKIP
     """
 
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
     def __init__(
         self,
         model: QuietStar,
@@ -113,6 +114,7 @@ class ThoughtTrainer(transformers.Trainer):
         self.divide = 1.0  # the memory of a chunk is divided by this after running out of memory
         self.report: LossReport | None = None
         self._seen: list[StepReport] = []
+        self.notes: list[str] = []  # what was left out of the data, in words
         self._resumed_from: str | None = None
         super().__init__(
             model=model, args=_arguments(recipe, bool(self.heldout), arguments), train_dataset=spans,
@@ -151,9 +153,7 @@ class ThoughtTrainer(transformers.Trainer):
         trainer.notes = texts.notes
         return trainer
 
-    notes: list[str] = []
-
-    # -- the loss -------------------------------------------------------------------------------------------------------
+    # -- the loss -----------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective of one batch, in whatever wrapper the model is; halves its chunks when memory runs out."""
@@ -204,7 +204,7 @@ class ThoughtTrainer(transformers.Trainer):
             )  # fmt: skip
         return self.optimizer
 
-    # -- telling --------------------------------------------------------------------------------------------------------
+    # -- telling ------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the steps since the last line saw."""
@@ -246,7 +246,7 @@ class ThoughtTrainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------------
+    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint aside and put it in its place when it is whole."""

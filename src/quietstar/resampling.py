@@ -1,0 +1,124 @@
+"""Resampling: many thoughts at one position of a text, and what each does to the next token."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quietstar.errors import QuietStarError
+from quietstar.interventions import Control
+from quietstar.model import UNEMBED_ROWS, ThinkingModel, chunks
+from quietstar.rows import Prefix
+from quietstar.sampling import kl_divergence
+from quietstar.scoring import check_thinking, default_temperature
+from quietstar.scratchpad.trace import Choice
+from quietstar.thinking import Thinker
+
+
+@dataclass
+class Resampled:
+    """n thoughts at one position and what each does to the next token.
+
+    Args:
+        position: the place; thoughts: (n, T) tokens; texts: the same as text; token_logprobs: (n, T).
+        mixing_weight: (n,) w. kl: (n,) KL(mixed || base) in nats. flipped: (n,) argmax changed.
+        base, mixed, only: likeliest next tokens without a thought, and with / from only each thought.
+    """
+
+    position: int
+    control: str
+    thoughts: Tensor
+    texts: list[str]
+    token_logprobs: Tensor
+    mixing_weight: Tensor
+    kl: Tensor
+    flipped: Tensor
+    base: list[Choice]
+    mixed: list[list[Choice]]
+    only: list[list[Choice]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python, ready for JSON."""
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}
+
+    def to_pandas(self) -> Any:
+        """A data frame with one row a thought."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "thought": self.texts, "weight": self.mixing_weight.tolist(), "kl": self.kl.tolist(),
+                "flipped": self.flipped.tolist(), "without": self.base[0].text,
+                "with": [one[0].text for one in self.mixed], "only": [one[0].text for one in self.only],
+            }
+        )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        html: str = self.to_pandas().to_html(escape=True, float_format="{:.4f}".format)
+        return html
+
+
+@torch.inference_mode()
+def resample_ids(
+    model: ThinkingModel,
+    ids: list[int],
+    position: int,
+    n: int,
+    *,
+    thought_length: int | None = None,
+    thought_temperature: float = 1.0,
+    seed: int = 0,
+    control: str | Control = "own",
+    mixing_weight: float | None = None,
+    thoughts: Tensor | None = None,
+    prefix: Prefix | None = None,
+    hidden: Tensor | None = None,
+    show: int = 5,
+) -> Resampled:
+    """Think n times at one position of a text; see `QuietStar.resample`. `prefix`, `hidden` spare reading it."""
+    if not 0 <= position < len(ids):
+        raise QuietStarError(
+            f"position must be from 0 to {len(ids) - 1} (the text has {len(ids)} tokens), got {position}"
+        )
+    if n < 1:
+        raise QuietStarError(f"n must be at least 1, got {n}")
+    control = Control.parse(control)
+    if control.name == "none":
+        raise QuietStarError("control 'none' has no thought to resample; the prediction is the base prediction")
+    length = model.config.thought_length if thought_length is None else thought_length
+    temperature = thought_temperature if n > 1 or thought_temperature else None
+    check_thinking(length, n, temperature)
+    forced = None if thoughts is None else thoughts[None, None]
+    thinker = Thinker(
+        model, length if forced is None else forced.shape[3], n, default_temperature(temperature, n), seed, control,
+        mixing_weight, forced, show,
+    )  # fmt: skip
+    context = ids[: position + 1]
+    thinker.check(context)
+    if prefix is None or hidden is None:
+        prefix, hidden_1NE = model.read(torch.tensor([context], device=model.device))
+        hidden = hidden_1NE[:, -1]
+    base_V = torch.log_softmax(model.logits(hidden), dim=-1)[0]
+    thought = thinker.think(prefix, [0], [position], [0])
+    parts = []
+    for r in chunks(n, UNEMBED_ROWS):
+        base_RE = hidden.expand(len(thought.hidden[r]), -1)
+        w_R, mixed_RV, only_RV = model.predict(base_RE, thought.hidden[r], thinker.weight)
+        parts.append(
+            (
+                w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)), mixed_RV.argmax(-1) != base_V.argmax(-1),
+                thinker.choices(mixed_RV, context), thinker.choices(only_RV, context),
+            )
+        )  # fmt: skip
+    return Resampled(
+        position=position, control=str(control), thoughts=thought.tokens,
+        texts=[thinker.text(tokens, context) for tokens in thought.tokens.tolist()],
+        token_logprobs=thought.logprobs,
+        mixing_weight=torch.cat([part[0] for part in parts]), kl=torch.cat([part[1] for part in parts]),
+        flipped=torch.cat([part[2] for part in parts]), base=thinker.choices(base_V[None], context)[0],
+        mixed=[choices for part in parts for choices in part[3]],
+        only=[choices for part in parts for choices in part[4]],
+    )  # fmt: skip
