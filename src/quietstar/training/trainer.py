@@ -58,6 +58,8 @@ def load_model(recipe: Recipe, device: str | None = None) -> QuietStar:
     if weights.train == "lora":
         if not adapted:
             model.base = _adapter(inner, recipe)
+            for config in model.base.peft_config.values():  # the base by its name, not by a folder of this machine
+                config.base_model_name_or_path = model.config.base_name
         for name, weight in model.base.named_parameters():
             weight.requires_grad_("lora_" in name)
     model.config.thought_length = recipe.thinking_at(recipe.optimizer.steps).thought_length
