@@ -1,5 +1,6 @@
 # make think            ask the built-in question and read the thoughts
 # make think ASK="..."  ask yours
+# make view             look at what is recorded, in the browser
 # make test             lint, types and every test
 # make bench            what thinking costs on this machine
 # make reproduce DATA=folder   train the thoughts of this package again (about two hours on 2 cores)
@@ -10,10 +11,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think test lint types unit bench reproduce docs clean
+.PHONY: think view test lint types unit browser bench reproduce docs clean
 
 think: $(VENV)/installed
 	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
+
+view: $(VENV)/installed
+	@$(BIN)/quietstar view
 
 test: lint types unit
 
@@ -24,8 +28,15 @@ lint: $(VENV)/tested
 types: $(VENV)/tested
 	$(BIN)/mypy
 
-unit: $(VENV)/tested
+unit: $(VENV)/tested browser
 	$(BIN)/python -m pytest -m ""
+
+# What the tests of the page use where it can be had; they skip, and say so, what they miss.
+browser:
+	@if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
+	@if command -v npm >/dev/null && [ ! -d build/axe/node_modules/axe-core ]; then \
+	    npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4.14.1 >/dev/null 2>&1; fi || true
 
 bench: $(VENV)/installed
 	$(BIN)/quietstar bench

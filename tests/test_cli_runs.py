@@ -33,11 +33,12 @@ def filled(own_record):
 def test_think_records_and_says_how_to_see_it_again(run, folder, own_record):
     code, out, err = run(*THINK, "--model", folder)
     assert code == 0 and err == ""
-    again = out.splitlines()[-1]
+    again, browser = out.splitlines()[-2:]
     assert again.startswith("see it again: quietstar show ")
     with Store.open() as store:
         (entry,) = store.runs()
     assert again.split()[-1] == entry.id and entry.asked == QUESTION and (entry.tokens, entry.thoughts) == (4, 4)
+    assert browser == f"in the browser: quietstar view {entry.id} --model {folder}"
     shown = run(*again.split()[4:])[1]
     assert QUESTION in shown and shown.count("KL ") == 4
 

@@ -42,14 +42,16 @@ def start(db: str | None, no_record: bool) -> Recorder | None:
     return None
 
 
-def finish(recorder: Recorder | None, db: str | None) -> str:
-    """Say what could not be recorded; the line that tells how to see the run again, "" where it cannot be seen."""
+def finish(recorder: Recorder | None, db: str | None, model: str = "default") -> str:
+    """Say what could not be recorded; the lines that tell how to see the run again, "" where it cannot be seen."""
     if recorder is None or not recorder.runs:
         return ""
     if recorder.problem is not None:
         print(f"note: this run is not fully recorded: {recorder.problem}", file=sys.stderr, flush=True)
         return ""
-    return f"see it again: {command('show', recorder.runs[-1], db)}"
+    run = recorder.runs[-1]
+    page = command("view", run, db) + (f" --model {shlex.quote(model)}" if model != "default" else "")
+    return f"see it again: {command('show', run, db)}\nin the browser: {page}"
 
 
 def command(name: str, run: str, db: str | None) -> str:

@@ -150,7 +150,8 @@ def export_(
     search: Search = "",
     tag: Tag = None,
     format: Annotated[
-        str | None, typer.Option(metavar="NAME", help="jsonl, csv or parquet; the file's ending says so otherwise.")
+        str | None,
+        typer.Option(metavar="NAME", help="jsonl, csv, parquet or html; the file's ending says so otherwise."),
     ] = None,
     table: Annotated[
         str,
@@ -158,8 +159,13 @@ def export_(
     ] = "thoughts",
     db: options.Db = None,
 ) -> None:
-    """Write runs to a file: whole ones as JSON lines, or one table of them as CSV or Parquet."""
+    """Write runs to a file: whole ones as JSON lines, one table of them as CSV or Parquet, or a page to read.
+
+    A page (.html) is one file with its runs inside: it opens in any browser, without quietstar and without a network.
+    """
     from quietstar.scratchpad import exchange
+
+    known = (*exchange.FORMATS, "html")
 
     with recording.opened(db or context.obj) as store:
         if names and (search or tag):
@@ -169,9 +175,17 @@ def export_(
         else:
             ids = [run.id for run in store.runs(search, tag=tag)][::-1]
         ending = Path(file).suffix.lower().removeprefix(".")
-        if format is None and file != "-" and ending not in exchange.FORMATS:
-            raise QuietStarError(f"say the --format of {file}: {', '.join(exchange.FORMATS)}")
-        count = exchange.export(store, file, ids, format or ("jsonl" if file == "-" else ending), table)
+        if format is None and file != "-" and ending not in known:
+            raise QuietStarError(f"say the --format of {file}: {', '.join(known)}")
+        format = format or ("jsonl" if file == "-" else ending)
+        if format not in known:
+            raise QuietStarError(f"format must be one of {', '.join(known)}; got {format!r}")
+        if format == "html":
+            from quietstar.viewer import export
+
+            count = export.write(store, file, ids)
+        else:
+            count = exchange.export(store, file, ids, format, table)
         if file != "-":
             print(f"{count} runs written to {file}")
 

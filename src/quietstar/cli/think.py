@@ -124,7 +124,7 @@ def think(
     finally:
         if recorder is not None:
             recorder.close()
-    again = recording.finish(recorder, db)
+    again = recording.finish(recorder, db, model)
     if not as_json:
         screen.finish(interrupted, again)
     elif again:

@@ -77,7 +77,7 @@ def export(store: Store, path: str | Path, runs: Sequence[str], format: str, tab
     if format == "parquet" and str(path) == "-":
         raise QuietStarError("Parquet cannot be written to standard output; name a file")
     write = {"jsonl": _write_lines, "csv": _write_csv, "parquet": _write_parquet}[format]
-    with _complete(path) as file:
+    with complete(path) as file:
         write(store, file, runs, table)
     return len(runs)
 
@@ -156,7 +156,7 @@ def _groups(store: Store, table: str, runs: Iterable[str], size: int = 20_000) -
 
 
 @contextmanager
-def _complete(path: str | Path) -> Iterator[IO[bytes]]:
+def complete(path: str | Path) -> Iterator[IO[bytes]]:
     """A file that appears at `path` only when it is complete; "-" and devices are written as they are."""
     try:
         if str(path) == "-":

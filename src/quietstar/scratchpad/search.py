@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from quietstar.errors import QuietStarError
 from quietstar.scratchpad.columns import plain
+
+MEASURES = ("kl", "weight", "entropy")  # what thoughts can be bounded by
 
 _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
@@ -55,6 +59,52 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
         conditions.append(_THOUGHT if indexed else _THOUGHT_AS_IT_STANDS)
         values.append(_match(word) if indexed else _folded(word))
     return conditions, values
+
+
+class Names(Protocol):
+    """Who knows the ids of runs."""
+
+    def find(self, name: str) -> str: ...
+
+
+def of_thoughts(
+    names: Names,
+    query: str = "",
+    *,
+    run: str | None = None,
+    tag: str | None = None,
+    model: str | None = None,
+    trigger: str | None = None,
+    control: str | None = None,
+    flipped: bool | None = None,
+    least: Mapping[str, float] | None = None,
+    most: Mapping[str, float] | None = None,
+) -> tuple[str, list[Any]]:
+    """The WHERE clause over `thoughts t` and `runs r` for the filters of `Store.thoughts`, and its values."""
+    conditions, values = in_thoughts(query)
+    if run is not None:
+        conditions.append("t.run = ?")
+        values.append(names.find(run))
+    if tag is not None:
+        conditions.append("t.run IN (SELECT run FROM tags WHERE tag = ?)")
+        values.append(tag)
+    for column, wanted in (("r.model", model), ("t.trigger", trigger), ("t.control", control),
+                           ("t.flipped", None if flipped is None else int(flipped))):  # fmt: skip
+        if wanted is not None:
+            conditions.append(f"{column} = ?")
+            values.append(wanted)
+    for sign, bounds in ((">=", least), ("<=", most)):
+        for measure, bound in (bounds or {}).items():
+            if measure not in MEASURES:
+                raise QuietStarError(f"bounds are of {', '.join(MEASURES)}; got {measure!r}")
+            conditions.append(f"t.{measure} {sign} ?")
+            values.append(bound)
+    return where(conditions), values
+
+
+def where(conditions: Sequence[str]) -> str:
+    """A WHERE clause, "" without conditions."""
+    return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _match(word: str) -> str:

@@ -23,7 +23,7 @@ from quietstar.scratchpad.trace import ThoughtEvent, Trace
 
 PAGE = 100  # runs fetched at once
 ORDERS = ("kl", "weight", "entropy", "position", "number")  # what thoughts can be sorted by
-MEASURES = ("kl", "weight", "entropy")  # and bounded by
+MEASURES = search.MEASURES  # and bounded by
 
 _Entry = TypeVar("_Entry")
 
@@ -100,7 +100,8 @@ class Store:
                 where.append("(r.started, r.number) < (?, ?)")
                 bound += last
             rows = self._rows(
-                f"SELECT r.* FROM runs r {_where(where)} ORDER BY r.started DESC, r.number DESC LIMIT ?", [*bound, page]
+                f"SELECT r.* FROM runs r {search.where(where)} ORDER BY r.started DESC, r.number DESC LIMIT ?",
+                [*bound, page],
             )
             yield from self._entries(rows)
             if len(rows) < page:
@@ -187,28 +188,14 @@ class Store:
         """
         if order not in ORDERS:
             raise QuietStarError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
-        conditions, values = search.in_thoughts(query)
-        if run is not None:
-            conditions.append("t.run = ?")
-            values.append(self.find(run))
-        if tag is not None:
-            conditions.append("t.run IN (SELECT run FROM tags WHERE tag = ?)")
-            values.append(tag)
-        for column, wanted in (("r.model", model), ("t.trigger", trigger), ("t.control", control),
-                               ("t.flipped", None if flipped is None else int(flipped))):  # fmt: skip
-            if wanted is not None:
-                conditions.append(f"{column} = ?")
-                values.append(wanted)
-        for sign, bounds in ((">=", least), ("<=", most)):
-            for measure, bound in (bounds or {}).items():
-                if measure not in MEASURES:
-                    raise QuietStarError(f"bounds are of {', '.join(MEASURES)}; got {measure!r}")
-                conditions.append(f"t.{measure} {sign} ?")
-                values.append(bound)
+        where, values = search.of_thoughts(
+            self, query, run=run, tag=tag, model=model, trigger=trigger, control=control, flipped=flipped,
+            least=least, most=most,
+        )  # fmt: skip
         way = "DESC" if descending else "ASC"
         rows = self._rows(
             "SELECT t.*, r.model, (SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
-            f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {_where(conditions)} "
+            f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
             f"ORDER BY t.{order} {way}, t.number {way} LIMIT ? OFFSET ?",
             [*values, -1 if limit is None else limit, offset],
         )
@@ -219,6 +206,10 @@ class Store:
         row = self._row("SELECT (SELECT count(*) FROM runs) AS runs, (SELECT count(*) FROM thoughts) AS thoughts", [])
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return {**dict(row), "bytes": sum(file.stat().st_size for file in files if file.exists())}
+
+    def select(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Rows of a SELECT of one's own over the tables of the file."""
+        return self._rows(statement, values)
 
     def columns(self, table: str) -> dict[str, str]:
         """The columns of a table with their types: INTEGER, REAL or TEXT."""
@@ -295,8 +286,12 @@ class Store:
         if position is not None:
             where.append("position = ?")
             values.append(position)
-        rows = self._rows(f"SELECT * FROM interventions {_where(where)} ORDER BY number", values)
+        rows = self._rows(f"SELECT * FROM interventions {search.where(where)} ORDER BY number", values)
         return [Intervention.of(row) for row in rows]
+
+    def continued_with(self, number: int, text: str) -> None:
+        """Write down the text that followed an intervention, known by its number."""
+        self.change([("UPDATE interventions SET continuation = ? WHERE number = ?", [columns.plain(text), number])])
 
     def change(self, statements: Iterable[Statement]) -> None:
         """Run statements in one transaction."""
@@ -392,10 +387,6 @@ class Store:
                 if schema.code_of(error) != schema.BUSY:
                     raise schema.told(error, self.path) from error
                 return  # somebody is writing; whoever opens the record next does this
-
-
-def _where(conditions: Sequence[str]) -> str:
-    return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def checked_tag(text: str) -> str:

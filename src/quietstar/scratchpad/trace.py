@@ -8,12 +8,9 @@ Order of events: one `start`, then for each emitted token an optional `thought` 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
-
-from quietstar.text import visible
 
 SCHEMA_VERSION = 2
 
@@ -261,15 +258,7 @@ class Trace:
         )  # fmt: skip
 
     def _repr_html_(self) -> str:
-        """A notebook shows the text with a mark at each thought and its content on hover; all text is escaped."""
-        thoughts = {thought.position: thought for thought in self.thoughts}
-        parts = []
-        for token in self.tokens:
-            thought = thoughts.get(token.position - 1)
-            if thought is not None:
-                first = thought.samples[0].text if thought.samples else ""
-                note = f"{{{visible(first)}}} w {thought.weight:.3f} KL {thought.kl:.4f}"
-                style = "font-weight:bold" if thought.flipped else "opacity:.6"
-                parts.append(f'<sup title="{html.escape(note)}" style="{style}">&#183;</sup>')
-            parts.append(html.escape(token.text))
-        return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
+        """A notebook shows the page of this run in a frame, see `viewer.export`."""
+        from quietstar.viewer.export import notebook  # a room below this one, entered only when somebody looks
+
+        return notebook(self)

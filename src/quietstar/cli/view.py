@@ -1,0 +1,60 @@
+"""`quietstar view`: the page over the record."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from quietstar.cli import options
+from quietstar.errors import QuietStarError
+
+
+def view(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Open this run; the list of runs when left out.")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 takes any free one.")] = 8719,
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Address to listen on; any but this machine's own needs the token.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What one must know to come in; made up for other hosts when left out."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    look: Annotated[bool, typer.Option("--look", help="Show only: no asking, no changing, no model.")] = False,
+    model: options.Model = "default",
+    db: options.Db = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    quantize: options.Quantize = None,
+) -> None:
+    """Look at the record in a browser: read thoughts in their place, change one, ask.
+
+    Serves a page on this machine until Ctrl-C. The model is loaded when the page first asks it something. Nothing
+    leaves the machine, and nobody else can reach the page unless --host says so; then it needs a token.
+    """
+    if not 0 <= port <= 65535:
+        raise QuietStarError(f"--port must be from 0 to 65535, got {port}")
+    if token is not None and (len(token) < 8 or not token.isascii() or not token.replace("-", "_").isidentifier()):
+        raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
+
+    from quietstar.scratchpad.store import Store
+    from quietstar.viewer.live import Live
+    from quietstar.viewer.serving import serve
+
+    with Store.open(db) as store:
+        place = f"#/run/{store.find(run)}" if run is not None else ""
+        live = None
+        if not look and store.writable:
+            live = Live(model, lambda: options.load(model, dtype, device, quantize))
+
+        def ready(address: str) -> None:
+            typer.echo(f"{address}{place}  (Ctrl-C ends it)")
+            if open_:
+                import webbrowser
+
+                webbrowser.open(address + place)
+
+        serve(store, live, host=host, port=port, token=token, ready=ready)

@@ -1,0 +1,134 @@
+"""What the page shows, as plain data: the same for the server and for an exported file.
+
+A run comes in two helpings: its whole text with the numbers of every thought as columns, which is little, and each
+thought's tokens, samples and candidates when it is looked at. Knows the store; knows nothing about HTTP or HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from quietstar._version import __version__
+from quietstar.errors import QuietStarError
+from quietstar.scratchpad import overview
+from quietstar.scratchpad.entries import Run
+from quietstar.scratchpad.search import MEASURES
+from quietstar.scratchpad.store import ORDERS, Store
+
+RUNS_AT_ONCE, THOUGHTS_AT_ONCE = 50, 100
+_LINE = 240  # characters of a prompt or an answer in a list
+
+
+def about(store: Store, model: str | None = None) -> dict[str, Any]:
+    """What this page is over, and whether it can ask: `model` is None where nothing can be computed."""
+    return {"version": __version__, "record": str(store.path), "model": model, "facets": overview.facets(store),
+            "totals": store.totals()}  # fmt: skip
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def runs(
+    store: Store, query: str = "", tag: str | None = None, after: str | None = None, limit: int = RUNS_AT_ONCE
+) -> dict[str, Any]:
+    """One page of the list of runs, newest first; `after` is the id of the last run of the page before."""
+    found = list(store.runs(query, tag=tag, after=after, limit=limit + 1))
+    return {"runs": [entry(run) for run in found[:limit]], "more": len(found) > limit}
+
+
+def entry(run: Run) -> dict[str, Any]:
+    """A run as a line of a list: long texts cut."""
+    return run.to_dict() | {
+        "asked": (run.asked or run.prompt)[-_LINE:] if not run.asked else run.asked[:_LINE],
+        "text": run.text[:_LINE], "prompt": "",
+    }  # fmt: skip
+
+
+def run(store: Store, name: str) -> dict[str, Any]:
+    """A run as its page opens: everything but the insides of its thoughts.
+
+    `tokens` and `thoughts` are columns, one value a token or thought. `gain` of a thought is log p(said with it) -
+    log p(said without it) in nats, known where the token that was said is among the recorded candidates.
+    """
+    whole = store.run(name)
+    row = store.rows("runs", whole.id)[0]
+    tokens = store.rows("tokens", whole.id)
+    said = {token["position"]: token for token in tokens}
+    thoughts = store.rows("thoughts", whole.id)
+    changed = sorted({made.position for made in store.interventions(whole.id)})
+    return {
+        "run": whole.to_dict() | {
+            "device": row["device"], "dtype": row["dtype"], "version": row["version"], "chat": bool(row["chat"]),
+            "versions": json.loads(row["versions"]), "continued": overview.continued(store, whole.id),
+        },
+        "tokens": {name: [token[name] for token in tokens] for name in ("position", "token", "text", "logprob")},
+        "thoughts": {
+            **{name: [one[name] for one in thoughts]
+               for name in ("position", "text", "trigger", "control", "weight", "kl", "entropy", "flipped")},
+            "gain": [_gain(one["base_top"], said.get(one["position"] + 1)) for one in thoughts],
+        },
+        "changed": changed,
+    }  # fmt: skip
+
+
+def _gain(base_top: str, said: Mapping[str, Any] | Any) -> float | None:
+    if said is None or said["logprob"] is None:
+        return None
+    for token, _, prob in json.loads(base_top):
+        if token == said["token"] and float(prob) > 0:
+            return float(said["logprob"] - math.log(float(prob)))
+    return None
+
+
+def thought(store: Store, name: str, position: int) -> dict[str, Any]:
+    """One thought with all its samples and candidates, and what was tried in its place."""
+    return store.thought(name, position).to_dict() | {
+        "tries": [made.to_dict() for made in store.interventions(name, position)]
+    }
+
+
+# -- thoughts over runs -----------------------------------------------------------------------------------------------
+
+
+def thoughts(
+    store: Store, chosen: Mapping[str, Any], order: str = "kl", descending: bool = True, offset: int = 0,
+    limit: int = THOUGHTS_AT_ONCE,
+) -> dict[str, Any]:  # fmt: skip
+    """One page of the list of thoughts; `chosen` are the filters of `Store.thoughts`."""
+    found = store.thoughts(**chosen, order=order, descending=descending, offset=offset, limit=limit + 1)
+    return {"thoughts": [one.to_dict() for one in found[:limit]], "more": len(found) > limit}
+
+
+def histograms(store: Store, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """How w, KL and entropy of the chosen thoughts are spread."""
+    return {measure: asdict(overview.histogram(store, measure, **chosen)) for measure in MEASURES}
+
+
+def filters(asked: Mapping[str, str]) -> dict[str, Any]:
+    """Filters as they stand in an address: query, run, tag, model, trigger, control, flipped, min_kl, max_kl, ..."""
+    chosen: dict[str, Any] = {
+        name: asked[name] for name in ("query", "run", "tag", "model", "trigger", "control") if asked.get(name)
+    }
+    if asked.get("flipped") in ("0", "1"):
+        chosen["flipped"] = asked["flipped"] == "1"
+    for word, bound in (("min_", "least"), ("max_", "most")):
+        bounds = {name: _number(name, asked[word + name]) for name in MEASURES if asked.get(word + name)}
+        if bounds:
+            chosen[bound] = bounds
+    return chosen
+
+
+def order(asked: Mapping[str, str]) -> tuple[str, bool]:
+    """The order as it stands in an address."""
+    return asked.get("order") or ORDERS[0], asked.get("way") != "up"
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise QuietStarError(f"the bound of {name} must be a number, got {text!r}") from None

@@ -1,0 +1,187 @@
+"""The page over HTTP: its files, the record as JSON, and the model's work as server-sent events.
+
+Knows routes and forms; what the page shows is in `pages`, what the model does in `asking`, who may come in in `guard`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from quietstar.errors import QuietStarError
+from quietstar.scratchpad.columns import to_json
+from quietstar.scratchpad.store import Store
+from quietstar.viewer import asking, pages
+from quietstar.viewer.files import STATIC
+from quietstar.viewer.live import Job, Live, Work
+
+_LARGEST = 2**20  # bytes of what the page may send
+
+_Form = TypeVar("_Form")
+
+
+class Json(Response):
+    """Plain data; numbers that JSON has no name for are texts, as in the record."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status_code: int = 200) -> None:
+        super().__init__(to_json(content), status_code)
+
+
+class EventStream(Response):
+    """The frames of a job as server-sent events; the job is stopped when the client goes away."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send frames until the job ends or nobody listens."""
+        watching = asyncio.create_task(self._watch(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for frame in self.job:
+                chunk = f"event: {frame.kind}\ndata: {to_json(frame.data)}\n\n".encode()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except OSError:  # it is gone; the job is stopped below
+            pass
+        finally:
+            self.job.stop()
+            watching.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.job.stop()
+
+
+def build(store: Store, live: Live | None) -> Starlette:
+    """The application over a record; without `live` it only shows."""
+    record = _Record(store, live.name if live is not None else None)
+    routes = [
+        Route("/", _index),
+        Route("/api/about", record.about),
+        Route("/api/runs", record.runs),
+        Route("/api/runs/{run}", record.run),
+        Route("/api/runs/{run}/thoughts/{position:int}", record.thought),
+        Route("/api/thoughts", record.thoughts),
+        Route("/api/histograms", record.histograms),
+    ]
+    if live is not None:
+        thinking = _Thinking(store, live)
+        routes += [
+            Route("/api/ask", thinking.ask, methods=["POST"]),
+            Route("/api/runs/{run}/thoughts/{position:int}/change", thinking.change, methods=["POST"]),
+            Route("/api/runs/{run}/interventions/{number:int}/follow", thinking.follow, methods=["POST"]),
+        ]
+    return Starlette(
+        routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
+        exception_handlers={QuietStarError: _told},
+    )
+
+
+def _index(request: Request) -> Response:
+    return FileResponse(STATIC / "index.html")
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    return Json({"error": str(error)}, 400)
+
+
+class _Record:
+    """What is read from the record."""
+
+    def __init__(self, store: Store, model: str | None) -> None:
+        self.store, self.model = store, model
+
+    def about(self, request: Request) -> Response:
+        return Json(pages.about(self.store, self.model))
+
+    def runs(self, request: Request) -> Response:
+        asked = request.query_params
+        return Json(
+            pages.runs(self.store, asked.get("query", ""), asked.get("tag") or None, asked.get("after") or None)
+        )
+
+    def run(self, request: Request) -> Response:
+        return Json(pages.run(self.store, request.path_params["run"]))
+
+    def thought(self, request: Request) -> Response:
+        return Json(pages.thought(self.store, request.path_params["run"], request.path_params["position"]))
+
+    def thoughts(self, request: Request) -> Response:
+        asked = request.query_params
+        order, descending = pages.order(asked)
+        offset = asked.get("offset", "0")
+        if not offset.isascii() or not offset.isdigit():
+            raise QuietStarError(f"offset must be a whole number, got {offset!r}")
+        return Json(pages.thoughts(self.store, pages.filters(asked), order, descending, min(int(offset), 2**40)))
+
+    def histograms(self, request: Request) -> Response:
+        return Json(pages.histograms(self.store, pages.filters(request.query_params)))
+
+
+class _Thinking:
+    """What the model is asked for; all of it is answered as a stream of frames."""
+
+    def __init__(self, store: Store, live: Live) -> None:
+        self.store, self.live = store, live
+
+    async def ask(self, request: Request) -> Response:
+        question = await _form(request, asking.Question)
+        return self._stream(lambda model: asking.ask(model, self.store, question))
+
+    async def change(self, request: Request) -> Response:
+        wanted = await _form(request, asking.Change)
+        run, position = request.path_params["run"], request.path_params["position"]
+        return self._stream(lambda model: asking.change(model, self.store, run, position, wanted))
+
+    async def follow(self, request: Request) -> Response:
+        most = (await _body(request)).get("most")
+        if most is not None and (not isinstance(most, int) or most < 1):
+            raise QuietStarError(f"most must be a whole number of at least 1, got {most!r}")
+        run, number = request.path_params["run"], request.path_params["number"]
+        return self._stream(lambda model: asking.follow(model, self.store, run, number, most))
+
+    def _stream(self, work: Work) -> Response:
+        return EventStream(self.live.start(work))
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request. Only scripts of this page can send one, since other sites may not say this type."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise QuietStarError("what is sent must be application/json")
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _LARGEST:
+            raise QuietStarError(f"what is sent may have at most {_LARGEST} bytes")
+    try:
+        found = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise QuietStarError(f"what was sent is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise QuietStarError("what is sent must be a JSON object")
+    return found
+
+
+async def _form(request: Request, kind: type[_Form]) -> _Form:
+    """The body as one of the forms of `asking`."""
+    try:
+        return TypeAdapter(kind).validate_python(await _body(request))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise QuietStarError(f"{where}: {first['msg']}") from error

@@ -1,0 +1,32 @@
+// Likeliest next tokens, ranked, as bars; several lists side by side on one scale.
+
+import { h, percent, real_of, visible } from "./dom.js";
+
+// `lists` is [[title, choices], ...]; a token that leads somewhere else than in the first list is accented.
+export function bars(lists) {
+  const first = lists[0]?.[1][0]?.id;
+  return h(
+    "div",
+    { class: "bars-row", "--lists": lists.length },
+    lists.map(([title, choices]) =>
+      h(
+        "section",
+        { class: "bars" },
+        h("h3", {}, title),
+        choices.length
+          ? h("ol", {}, choices.map((choice, n) => bar(choice, n === 0 && choice.id !== first)))
+          : h("p", { class: "none" }, "nothing to predict from"),
+      ),
+    ),
+  );
+}
+
+function bar(choice, other) {
+  const share = Math.min(1, Math.max(0, real_of(choice.prob) ?? 0));
+  return h(
+    "li",
+    { class: other ? "other" : null, title: `token ${choice.id}`, "--p": share.toFixed(4) },
+    h("bdi", { class: "word" }, visible(choice.text).replaceAll(" ", "·") || "◦"),
+    h("span", { class: "share" }, percent(choice.prob)),
+  );
+}

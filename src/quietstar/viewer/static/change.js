@@ -1,0 +1,143 @@
+// Put another thought in a thought's place and see what happens: the next word at once, the text that follows on demand.
+// Every try is recorded with the run.
+
+import { align, words } from "./align.js";
+import { bars } from "./bars.js";
+import { fill, h, number, percent, quoted, readable, visible } from "./dom.js";
+import { pieces } from "./pieces.js";
+import { source } from "./source.js";
+
+const NAMES = {
+  edited: "edited", resampled: "thought again", donor: "borrowed", filler: "filler", shuffled: "shuffled", none: "no thought",
+  "truncated:0": "empty", "truncated": "cut short",
+};
+
+// The section of a panel that changes the thought at a place; what was tried before is shown wherever it is known.
+export function changing(panel, place, detail) {
+  const list = h("ol", { class: "tries" }, [...detail.tries].reverse().map((one) => attempt(panel, place, detail, one)));
+  if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h3", {}, "what was tried"), list) : null;
+  const own = detail.samples[0];
+  const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: own?.text ?? "" });
+  const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position to borrow from" });
+  const state = h("p", { class: "state", role: "status" });
+  const buttons = [];
+  const attemptWith = async (wanted) => {
+    buttons.forEach((button) => (button.disabled = true));
+    state.classList.remove("problem");
+    state.textContent = "thinking…";
+    try {
+      for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/thoughts/${place}/change`, wanted)) {
+        if (frame.kind === "loading") state.textContent = `loading ${frame.data.model}…`;
+        if (frame.kind === "waiting") state.textContent = `waiting for ${frame.data.ahead} before this…`;
+        if (frame.kind === "tries") {
+          detail.tries.push(...frame.data.tries);
+          list.prepend(...frame.data.tries.toReversed().map((one) => attempt(panel, place, detail, one, true)));
+          panel.changed(place);
+          state.textContent = "";
+        }
+      }
+    } catch (error) {
+      state.textContent = error.message;
+      state.classList.add("problem");
+    }
+    buttons.forEach((button) => (button.disabled = false));
+  };
+  const button = (label, title, wanted) => {
+    const made = h("button", { type: "button", title, onclick: () => attemptWith(wanted()) }, label);
+    buttons.push(made);
+    return made;
+  };
+  return h(
+    "section",
+    { class: "change" },
+    h("h3", {}, "change it"),
+    text,
+    h(
+      "div", { class: "buttons" },
+      button("Try this text", "put the text above in the thought's place", () => ({ kind: "edited", text: text.value })),
+      button("Empty", "the markers with nothing between them", () => ({ kind: "truncated:0" })),
+      button("Filler", "as many filler tokens", () => ({ kind: "filler" })),
+      button("Shuffle", "its own tokens in random order", () => ({ kind: "shuffled" })),
+      button("Resample 8", "think again, eight times", () => ({ kind: "resampled", n: 8 })),
+      button("No thought", "what follows without a thought here", () => ({ kind: "none" })),
+      h("span", { class: "donor" }, button("Borrow from", "the thought of another position of this run", () => ({ kind: "donor", donor: donor.value === "" ? null : Number(donor.value) })), donor),
+    ),
+    state,
+    list,
+  );
+}
+
+function attempt(panel, place, detail, one, open = false) {
+  const [before, after] = [detail.mixed[0], one.mixed[0]];
+  const other = before && after && before.id !== after.id;
+  const about = one.settings.donor !== undefined ? ` from ${one.settings.donor}` : "";
+  const box = h(
+    "details",
+    { class: "try", open: open && one.kind !== "resampled" },
+    h(
+      "summary", {},
+      h("span", { class: "kind" }, (NAMES[one.kind] ?? visible(one.kind)) + about), " ",
+      one.kind !== "none" && h("bdi", { class: "thought" }, visible(one.sample.text)), " ",
+      after && h("span", { class: other ? "outcome other" : "outcome" }, `${quoted(after.text)} ${percent(after.prob)}`),
+      h("small", {}, ` w ${number(one.sample.weight)} KL ${number(one.kl, 4)}`),
+    ),
+  );
+  const show = () => {
+    if (!box.open || box.filled) return;
+    box.filled = true;
+    box.append(
+      one.kind === "none" ? "" : h("p", {}, pieces(one.sample)),
+      bars([["with the old", detail.mixed], ["with this", one.mixed], ["only this", one.only]]),
+      following(panel, place, one),
+    );
+  };
+  box.addEventListener("toggle", show);
+  show();
+  return h("li", {}, box);
+}
+
+// The text that follows with the try in place, beside the one that was said.
+function following(panel, place, one) {
+  const said = panel.run.tokens.filter((token) => token.position > place).map((token) => token.text).join("");
+  const box = h("div", { class: "following" });
+  let text = one.continuation;
+  let marks = false;
+  const draw = () => fill(box, ...columns(said, text, marks), panel.live && again);
+  const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
+  const columns = (old, now, marked) =>
+    now === null ? [] : [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, "as it was"), side(old, now, marked, "left")), h("section", {}, h("h4", {}, "with this thought"), side(old, now, marked, "right")))];
+  let stop = null;
+  const again = h("button", { type: "button" }, text === null ? "Continue the text" : "Continue it again");
+  again.addEventListener("click", async () => {
+    if (stop) return stop.abort();
+    stop = new AbortController();
+    again.textContent = "Stop";
+    text = "";
+    draw();
+    try {
+      for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/interventions/${one.number}/follow`, {}, stop.signal)) {
+        if (frame.kind === "event" && frame.data.event === "token") text += frame.data.text;
+        if (frame.kind === "followed") text = frame.data.text;
+        draw();
+      }
+    } catch (error) {
+      if (error.name !== "AbortError") box.append(h("p", { class: "problem", role: "alert" }, error.message));
+    }
+    one.continuation = text;
+    stop = null;
+    again.textContent = "Continue it again";
+  });
+  draw();
+  return box;
+}
+
+function side(old, now, marked, which) {
+  const text = which === "left" ? old : now;
+  if (!marked) return h("p", { class: "said" }, readable(text));
+  const [left, right] = [words(old), words(now)];
+  const own = which === "left" ? left : right;
+  return h("p", { class: "said" }, align(left, right, (a, b) => a.trim() === b.trim()).map((step) => {
+    const part = readable(own.slice(...step[which]).join(""));
+    return step.same || !part ? part : h(which === "left" ? "del" : "ins", {}, part);
+  }));
+}

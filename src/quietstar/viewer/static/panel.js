@@ -1,0 +1,140 @@
+// One thought: token by token with its probabilities, what asked for it, what it did to the next word, and its
+// neighbours. Its insides are fetched when it is looked at.
+
+import { bars } from "./bars.js";
+import { changing } from "./change.js";
+import { fill, h, number, visible } from "./dom.js";
+import { pieces } from "./pieces.js";
+import { MEASURES, valueOf } from "./record.js";
+import { source } from "./source.js";
+
+const AROUND = 3; // neighbours on each side
+
+export class Panel {
+  constructor(run, { select, live, changed }) {
+    Object.assign(this, { run, select, live, changed });
+    this.body = h("div", { class: "panel-body" });
+    this.spoken = h("p", { class: "spoken", role: "status" });
+    this.element = h(
+      "aside",
+      { class: "panel", "aria-label": "thought", tabindex: -1 },
+      h("button", { class: "close", "aria-label": "close the thought", onclick: () => this.close() }, "×"),
+      this.spoken, this.body,
+    );
+    this.asked = 0;
+    this.#empty();
+  }
+
+  #empty() {
+    const { thoughts } = this.run;
+    fill(
+      this.body,
+      h("p", { class: "none" }, thoughts.size ? "Choose a word to read the thought before it." : "No thoughts here yet."),
+    );
+  }
+
+  close() {
+    this.element.classList.remove("open");
+    this.asked += 1;
+    this.spoken.textContent = "";
+    this.#empty();
+    this.select(null);
+  }
+
+  async show(place, quiet = false) {
+    const { run } = this;
+    this.asked += 1;
+    const { asked } = this;
+    const thought = run.thoughts.get(place);
+    const token = run.at(place);
+    this.element.classList.add("open");
+    if (!thought) {
+      fill(this.body, this.#head(place, token), h("p", { class: "none" }, "It did not think before this word."), this.#around(place));
+      this.spoken.textContent = "no thought here";
+      return;
+    }
+    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", changed the likeliest word" : ""}`;
+    if (!quiet) this.spoken.textContent = summary;
+    fill(this.body, this.#head(place, token), this.#numbers(thought, token), this.#whole(thought.text), this.#around(place));
+    try {
+      const detail = run.details.get(place) ?? (await source.thought(run.head.id, place));
+      if (asked !== this.asked) return; // another one was chosen meanwhile
+      fill(
+        this.body,
+        this.#head(place, token), this.#numbers(thought, token), this.#samples(detail),
+        bars([
+          ["without", detail.base], ["with", detail.mixed], ["only the thought", detail.only],
+        ]),
+        changing(this, place, detail),
+        this.#around(place),
+      );
+    } catch (error) {
+      if (asked === this.asked) fill(this.body, this.#head(place, token), h("p", { class: "problem", role: "alert" }, error.message));
+    }
+  }
+
+  #head(place, token) {
+    return h(
+      "h2",
+      { class: "context" },
+      h("bdi", {}, visible(this.run.before(place)) || "(start)"), " ",
+      token ? h("mark", {}, h("bdi", {}, visible(token.text) || "◦")) : h("mark", {}, "(end)"),
+    );
+  }
+
+  #numbers(thought, token) {
+    const value = (name) => (token ? valueOf(this.run, token, name) : null);
+    const shown = [["kl", thought.kl, 4], ["weight", thought.weight, 3], ["gain", thought.gain, 4], ["entropy", thought.entropy, 2], ["surprise", value("surprise"), 2]];
+    const list = h(
+      "dl",
+      { class: "numbers" },
+      shown.map(([name, found, digits]) =>
+        h("div", { title: MEASURES[name].long }, h("dt", {}, MEASURES[name].label), h("dd", {}, number(found, digits))),
+      ),
+      h("div", { title: "the rule that asked for the thought" }, h("dt", {}, "asked by"), h("dd", {}, h("bdi", {}, visible(thought.trigger)))),
+      thought.control !== "own" && h("div", {}, h("dt", {}, "in its place"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
+    );
+    return h("div", {}, list, thought.flipped && h("p", { class: "flag" }, "changed the likeliest word"));
+  }
+
+  #whole(text) {
+    return h("p", { class: "thought" }, h("bdi", {}, visible(text)));
+  }
+
+  #samples(detail) {
+    const many = detail.samples.length > 1;
+    return h(
+      "ol",
+      { class: "samples" },
+      detail.samples.map((sample) =>
+        h("li", {}, pieces(sample), many && h("p", { class: "of" }, `w ${number(sample.weight)}`)),
+      ),
+    );
+  }
+
+  #around(place) {
+    const places = this.run.places();
+    const here = places.findIndex((one) => one >= place);
+    const at = here < 0 ? places.length : here;
+    const near = places.slice(Math.max(0, at - AROUND), at + AROUND + 1).filter((one) => one !== place);
+    if (!near.length) return null;
+    return h(
+      "section",
+      { class: "around" },
+      h("h3", {}, "thoughts around it"),
+      h(
+        "ul", {},
+        near.map((one) =>
+          h(
+            "li", {},
+            h(
+              "button", { onclick: () => this.select(one) },
+              h("bdi", { class: "word" }, visible(this.run.at(one)?.text ?? "(end)") || "◦"), " ",
+              h("bdi", { class: "thought" }, visible(this.run.thoughts.get(one).text)),
+            ),
+          ),
+        ),
+      ),
+    );
+  }
+}

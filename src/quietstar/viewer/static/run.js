@@ -1,0 +1,157 @@
+// The page of one run: its text, the strip over it, and the thought one chose.
+
+import { go, href, stay } from "./address.js";
+import { choice, count, fill, h, memory, number, readable, visible, when } from "./dom.js";
+import { Panel } from "./panel.js";
+import { Passage } from "./passage.js";
+import { MEASURES, Run, largest } from "./record.js";
+import { source } from "./source.js";
+import { Strip } from "./strip.js";
+
+export async function runPage({ parts, about }) {
+  const run = Run.of(await source.run(parts[1]));
+  const reader = new Reader(run, about, (place) => stay(href(place === null ? ["run", run.head.id] : ["run", run.head.id, place])));
+  const element = h("div", { class: "run" }, head(run, about), reader.element);
+  document.title = `${visible(run.head.asked || run.head.text || run.head.id).slice(0, 60)} · quietstar`;
+  return { element, shown: () => parts[2] !== undefined && reader.select(Number(parts[2]), true) };
+}
+
+// Text, strip, tools and panel of a run, finished or growing.
+export class Reader {
+  constructor(run, about, chosen, { live = Boolean(about.model) } = {}) {
+    this.run = run;
+    this.chosen = chosen;
+    this.measure = MEASURES[memory.get("measure", "kl")] ? memory.get("measure", "kl") : "kl";
+    const spaces = memory.get("spaces", "0") === "1";
+    this.passage = new Passage(run, {
+      measure: this.measure, spaces, label: "the answer; arrow keys move from thought to thought, f to the next changed word",
+      select: (place, quiet) => this.#selected(place, quiet),
+    });
+    this.strip = new Strip(run, this.measure, (place) => this.passage.select(place));
+    this.panel = new Panel(run, {
+      live, select: (place) => (place === null ? this.#closed() : this.passage.select(place)), changed: (place) => this.passage.mark(place),
+    });
+    this.legend = h("p", { class: "legend" });
+    this.element = h(
+      "div",
+      { class: "reader" },
+      h("div", { class: "text" }, h("div", { class: "tools" }, this.#tools(spaces), this.strip.element, this.legend), this.passage.element),
+      this.panel.element,
+    );
+    this.#explain();
+  }
+
+  #tools(spaces) {
+    const measures = h(
+      "fieldset", { class: "measures" },
+      h("legend", {}, "tint by"),
+      Object.entries(MEASURES).map(([name, { label, long }]) =>
+        h("label", { title: long }, h("input", { type: "radio", name: "measure", value: name, checked: name === this.measure, onchange: () => this.#tint(name) }), h("span", {}, label)),
+      ),
+    );
+    const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: (event) => { this.passage.show(event.target.checked); memory.set("spaces", event.target.checked ? "1" : "0"); } }), " show spaces");
+    const strongest = h("button", { type: "button", title: "the thought that moved the prediction most; again for the next", onclick: () => this.#strongest() }, "strongest");
+    const flip = h("button", { type: "button", title: "the next word that a thought changed (key f)", onclick: () => this.passage.step(1, (thought) => thought?.flipped) }, "next change");
+    return h("div", { class: "bar" }, measures, show, h("span", { class: "buttons" }, strongest, flip));
+  }
+
+  #strongest() {
+    const order = [...this.run.thoughts.values()].filter((one) => this.run.at(one.position)).sort((a, b) => (b.kl ?? 0) - (a.kl ?? 0));
+    const at = order.findIndex((one) => one.position === this.passage.selected);
+    const next = order[(at + 1) % order.length];
+    if (next) this.passage.select(next.position);
+  }
+
+  #tint(name) {
+    this.measure = name;
+    memory.set("measure", name);
+    this.passage.tint(name);
+    this.strip.draw(name);
+    this.#explain();
+  }
+
+  #explain() {
+    const { unit, long } = MEASURES[this.measure];
+    const most = largest(this.run, this.measure);
+    fill(this.legend, h("span", { class: "scale", "aria-hidden": "true" }), most ? `0 to ${number(most, most < 0.1 ? 4 : 2)} ${unit}: ${long}` : `0 throughout: ${long}`, ". Underlined: a thought changed the likeliest word.");
+  }
+
+  #selected(place, quiet) {
+    this.strip.point(place);
+    this.panel.show(place, quiet);
+    this.chosen(place);
+  }
+
+  #closed() {
+    this.passage.select(null);
+    this.strip.point(null);
+    this.passage.element.focus();
+    this.chosen(null);
+  }
+
+  select(place, quiet = false) {
+    return this.passage.select(place, { quiet });
+  }
+
+  // Take in a live event.
+  add(event) {
+    const token = this.run.add(event);
+    if (!token) return;
+    const follow = innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
+    this.passage.append(token);
+    this.strip.draw(this.measure);
+    this.#explain();
+    if (follow && this.passage.selected === null) scrollTo(0, document.documentElement.scrollHeight);
+  }
+}
+
+function head(run, about) {
+  const { head: one } = run;
+  const settings = Object.entries(one.settings).filter(([name, value]) => name !== "show" && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
+  const facts = [
+    count(one.tokens, "token"), count(one.thoughts, "thought"), `${one.flips} changed the likeliest word`,
+    one.seconds !== null && `${number(one.seconds, 1)} s`, one.reason ?? "unfinished: still running, or killed",
+  ].filter(Boolean);
+  return h(
+    "header",
+    { class: "run-head" },
+    h("p", { class: "eyebrow" }, h("code", {}, one.id), ` ${when(one.started)} `, h("bdi", {}, visible(one.model)), one.phase === "reason" && " reasoning", one.tags.map((tag) => h("span", { class: "tag" }, `#${visible(tag)}`))),
+    h("h1", { class: "asked" }, readable(one.asked || one.prompt) || "(no prompt)"),
+    one.note && h("p", { class: "note" }, readable(one.note)),
+    h("p", { class: "facts" }, facts.join(", ")),
+    one.untrained && h("p", { class: "facts" }, "Its thoughts are untrained: their weight is 0, so they cannot change the answer. “Only the thought” is what each would say alone."),
+    h(
+      "details", { class: "more" },
+      h("summary", {}, "how it was made"),
+      h("dl", { class: "settings" },
+        settings.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, h("bdi", {}, visible(String(value)))))),
+        h("div", {}, h("dt", {}, "base"), h("dd", {}, h("bdi", {}, visible(one.base)))),
+        h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, `base ${visible(one.base_hash.slice(0, 12))}, head ${visible(one.head_hash.slice(0, 12))}${one.adapter ? `, adapter ${visible(one.adapter)}` : ""}`))),
+        h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(`${one.dtype} on ${one.device}, quietstar ${one.version}`)))),
+      one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
+    ),
+    h(
+      "p", { class: "links" },
+      one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before it"),
+      one.continued.map((id) => h("a", { href: href(["run", id]) }, "the answer behind it")),
+      h("a", { href: href(["thoughts"], { run: one.id }) }, "all its thoughts"),
+      comparing(one),
+    ),
+  );
+}
+
+// A list of other runs to lay beside this one, read when it is opened; runs of the same question first.
+function comparing(one) {
+  const select = choice([["", "compare with…"]], "", { "aria-label": "compare with another run", onchange: () => select.value && go(href(["compare", one.id, select.value])) });
+  const load = async () => {
+    if (select.loaded) return;
+    select.loaded = true;
+    const { runs } = await source.runs({});
+    const others = runs.filter((other) => other.id !== one.id).sort((a, b) => (b.asked === one.asked) - (a.asked === one.asked));
+    const name = (other) => `${other.id}  ${when(other.started)}  ${visible(other.asked).slice(0, 50)}`;
+    select.append(...others.map((other) => h("option", { value: other.id }, name(other))));
+  };
+  select.addEventListener("focus", load);
+  select.addEventListener("pointerdown", load);
+  return select;
+}
