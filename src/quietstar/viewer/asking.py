@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import QuietStarError
+from quietstar.resampling import Resampled
 from quietstar.scratchpad.columns import number
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
@@ -19,7 +20,7 @@ from quietstar.viewer.live import Frame
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
-    from quietstar.generation import GenerationSettings, Resampled
+    from quietstar.generation import GenerationSettings
 
 Frames = Generator[Frame, None, None]
 
