@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import QuietStarError
-from quietstar.resampling import Resampled
 from quietstar.scratchpad.columns import number
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
@@ -21,6 +20,7 @@ from quietstar.viewer.live import Frame
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
     from quietstar.generation import GenerationSettings
+    from quietstar.resampling import Resampled
 
 Frames = Generator[Frame, None, None]
 
