@@ -15,7 +15,7 @@ COMMANDS = (
     "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
-PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]
+PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
 
 def commands() -> str:
@@ -80,9 +80,9 @@ def picture() -> str:
             self.answer = Text()
             super().finish(interrupted)
 
-    screen = Wrapped(show=int(options[-1]))
+    screen = Wrapped(show=int(options[1]))
     screen.console = console
-    for event in QuietStar.from_pretrained("default").stream(question, mixing_weight=float(options[1])):
+    for event in QuietStar.from_pretrained("default").stream(question):
         screen.event(event)
     screen.finish()
     # no font from the network, no link to anywhere

@@ -65,7 +65,7 @@ class StepConfig:
     hide_near: int = 0
     filler: bool = False
     thoughts: bool = True
-    chunk_mb: float = 1000.0
+    chunk_mb: float = 2000.0
 
     def __post_init__(self) -> None:
         for name, lowest in (("thought_length", 0), ("samples", 1), ("hide_near", 0)):
