@@ -15,8 +15,8 @@ COMMANDS = (
     "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
-PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "90"]
-PICTURE = ["Why is the sky blue? Answer in one sentence.", "--mixing-weight", "0.25", "--show", "5"]
+PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "40"]
+PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
 
 def commands() -> str:
@@ -81,9 +81,9 @@ def picture() -> str:
             self.answer = Text()
             super().finish(interrupted)
 
-    screen = Wrapped(show=int(options[-1]))
+    screen = Wrapped(show=int(options[1]))
     screen.console = console
-    for event in QuietStar.from_pretrained("default").stream(question, mixing_weight=float(options[1])):
+    for event in QuietStar.from_pretrained("default").stream(question):
         screen.event(event)
     screen.finish()
     # no font from the network, no link to anywhere

@@ -1,5 +1,6 @@
 """The default model: faults of fetching it are told in a line; the real one, fetched once, speaks and thinks."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,34 @@ def test_a_half_written_folder_is_made_anew(cache, monkeypatch):
     assert len(made) == 2
 
 
+def test_the_thoughts_of_this_package_are_whole_and_say_nothing_of_the_machine_they_were_made_on():
+    folder = default_model.thoughts_folder()
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert files == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json",
+                     "quietstar.safetensors"]  # fmt: skip
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 25e6
+    for name in ("adapter/adapter_config.json", "config.json"):
+        assert '"/' not in (folder / name).read_text()
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == default_model.NAME
+
+
+def test_a_model_trained_on_the_default_finds_its_base_again(tiny_folder, tmp_path, monkeypatch):
+    """Saved by name only, as the default model is not written again."""
+    thinking = tmp_path / "thinking"
+    QuietStar.from_pretrained(tiny_folder, dtype="float32").save_pretrained(thinking, save_base=True)
+    monkeypatch.setattr(default_model, "thinking_folder", lambda: thinking)
+    model = QuietStar.from_pretrained("default", dtype="float32")
+    assert model.config.name_or_path == model.config.base_name == "default"
+    with torch.no_grad():
+        model.markers.start.add_(0.5)
+    model.save_pretrained(tmp_path / "mine")
+    assert not (tmp_path / "mine" / "base").exists()
+    again = QuietStar.from_pretrained(tmp_path / "mine", dtype="float32")
+    assert torch.equal(again.markers.start, model.markers.start)
+    assert again.loaded_fingerprint == model.loaded_fingerprint
+
+
 # -- the real model ---------------------------------------------------------------------------------------------------
 
 
@@ -172,3 +201,18 @@ def test_the_command_works_out_of_the_box(command):
         [sys.executable, "-m", "quietstar.cli.main", *command], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip()
+
+
+@pytest.mark.model
+def test_the_merged_model_says_what_base_and_adapter_say(model):
+    """The default model has its adapter merged in; PEFT, unmerged, on the bare base gives the same predictions."""
+    peft = pytest.importorskip("peft")
+    bare = QuietStar.from_pretrained("smollm2-135m-instruct", dtype="float32")
+    adapted = peft.PeftModel.from_pretrained(bare.decoder_lm, str(default_model.thoughts_folder()), subfolder="adapter")
+    ids = torch.tensor(bare.encode("The derivative of a sum is the sum of the derivatives.", raw=True)[0])
+    with ordinary(bare.decoder_lm), ordinary(model.decoder_lm) as merged:
+        wanted = torch.log_softmax(adapted(ids).logits.float(), -1)
+        found = torch.log_softmax(merged(ids).logits.float(), -1)
+    assert not model.head.untrained
+    assert (found - wanted).abs().mean() < 0.02  # merged weights are rounded to bf16
+    assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.85

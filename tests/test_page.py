@@ -67,7 +67,9 @@ def visit(browser):
     yield opened
     for context in contexts:
         context.close()
-    assert not [error for error in errors if "status of 4" not in error], errors
+    # refusals that a test asks for; and a server may end while its page still loads something
+    wanted = ("status of 4", "ERR_CONNECTION_REFUSED")
+    assert not [error for error in errors if not any(words in error for words in wanted)], errors
 
 
 @pytest.fixture

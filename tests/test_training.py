@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,24 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_folder, texts, tmp_pat
     assert not (out / "saving").exists()
 
 
+@pytest.mark.model
+def test_the_smoke_recipe_trains_the_real_model(tmp_path, capsys):
+    text = tmp_path / "train.jsonl"
+    sums = [f"Add {n} to {2 * n} and the sum is {3 * n}, since {n} times three is {3 * n}. " * 4 for n in range(2, 40)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in sums))
+    one = recipes.load(
+        "smoke", [("data.train", str(text)), ("out", str(tmp_path / "run")), ("data.heldout_share", "0.1")]
+    )
+    cli.run(one, False, "cpu")
+    log = lines(tmp_path / "run")
+    assert [line["step"] for line in log if "base" in line] == [1, 2, 3, 4]
+    assert next(line for line in log if "eval_own" in line)["eval_base"] < 5
+    model = QuietStar.from_pretrained(tmp_path / "run" / "model")
+    assert not model.head.untrained
+    assert model.base.peft_config["default"].base_model_name_or_path == "smollm2-135m-instruct"
+    assert len(model.generate("Add 2 to 4.", max_new_tokens=2).trace.thoughts) == 2
+
+
 # -- several processes --------------------------------------------------------------------------------------------------
 
 _WORKER = """
@@ -230,7 +249,7 @@ from quietstar.training import recipe as recipes, trainer
 one = recipes.load(sys.argv[1], [("optimizer.batch", sys.argv[2])])
 arguments = {"fsdp": "full_shard", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}} \
     if sys.argv[3] == "fsdp" else {}
-running = trainer.ThoughtTrainer.from_recipe(one, device="cpu", save_strategy="no", eval_strategy="no", **arguments)
+running = trainer.ThoughtTrainer.from_recipe(one, device="cpu", eval_strategy="no", **arguments)
 seen = {}
 class Look(trainer.TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
@@ -240,7 +259,8 @@ class Look(trainer.TrainerCallback):
                 seen[name.removeprefix("module.")] = grad.detach().clone()
 running.args.max_grad_norm = 0.0
 running.add_callback(Look())
-running.train()
+running.train(resume_from_checkpoint=sys.argv[5] if len(sys.argv) > 5 else None)
+running.save_model(sys.argv[4] + ".model")
 if int(__import__("os").environ.get("RANK", "0")) == 0:
     torch.save(seen, sys.argv[4])
 if dist.is_initialized():
@@ -248,29 +268,46 @@ if dist.is_initialized():
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_have_the_gradient_of_one(tiny_folder, texts, tmp_path, kind):
-    """With gloo on CPUs; spans of equal length, so that the mean over processes is the mean over the batch."""
-    one = recipe(tiny_folder, texts, tmp_path / "run", optimizer__steps=1, optimizer__accumulate=1,
-                 weights__train="full", data__heldout_share=0.0)  # fmt: skip
-    file, worker = tmp_path / "one.yaml", tmp_path / "worker.py"
-    file.write_text(one.to_yaml())
-    worker.write_text(_WORKER)
+def spread(tmp_path, worker, kind: str, name: str, *more: str) -> dict[str, torch.Tensor]:
+    """Run the worker in two processes with gloo; the gradients of its last step."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([sys.executable, str(worker), str(file), "4", "plain", str(tmp_path / "single.pt")],
-                   check=True, env=environment, capture_output=True)  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", str(worker),
-         str(file), "2", kind, str(tmp_path / "double.pt")],
+         str(tmp_path / "one.yaml"), "2", kind, str(tmp_path / name), *more],
         env=environment, capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    single, double = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("single", "double"))
+    return torch.load(tmp_path / name, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_have_the_gradient_of_one_and_resume(tiny_folder, texts, tmp_path, kind):
+    """With gloo on CPUs; spans of equal length, so that the mean over processes is the mean over the batch."""
+    one = recipe(tiny_folder, texts, tmp_path / "run", optimizer__steps=2, optimizer__accumulate=1,
+                 weights__train="full", data__heldout_share=0.0, watch__save_every=1)  # fmt: skip
+    worker = tmp_path / "worker.py"
+    (tmp_path / "one.yaml").write_text(one.to_yaml())
+    worker.write_text(_WORKER)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([sys.executable, str(worker), str(tmp_path / "one.yaml"), "4", "plain", str(tmp_path / "single")],
+                   check=True, env=environment, capture_output=True)  # fmt: skip
+    shutil.move(tmp_path / "run", tmp_path / "run-single")
+    single = torch.load(tmp_path / "single", weights_only=True)
+    double = spread(tmp_path, worker, kind, "double")
     assert single.keys() == double.keys()
     for name, gradient in single.items():
         torch.testing.assert_close(
             double[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
+    found, wanted = weights(tmp_path / "double.model"), weights(tmp_path / "single.model")
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():  # AdamW's first steps have the size of the rate, whatever the gradient's
+        torch.testing.assert_close(found[name], value, rtol=0, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+    again = spread(tmp_path, worker, kind, "again", str(tmp_path / "run" / "checkpoint-1"))
+    assert all(torch.equal(again[name], double[name]) for name in double)
+    resumed = weights(tmp_path / "again.model")
+    assert all(torch.equal(resumed[name], found[name]) for name in found)
+    QuietStar.from_pretrained(tmp_path / "again.model", dtype="float32")
 
 
 # -- data ------------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class StepConfig:
     hide_near: int = 0
     filler: bool = False
     thoughts: bool = True
-    chunk_mb: float = 1000.0
+    chunk_mb: float = 2000.0
 
     def __post_init__(self) -> None:
         for name, lowest in (("thought_length", 0), ("samples", 1), ("hide_near", 0)):
@@ -175,8 +175,9 @@ class _Step:
         """Differentiate chunk by chunk now; the scalar returned only hands the gradients on."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         states = prefix.tensors()
-        leaves = [tensor.detach().requires_grad_() for tensor in (base_hidden, *states)]
-        sums: list[Tensor | None] = [None] * (len(parameters) + len(leaves))
+        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (base_hidden, *states)]
+        learning = [tensor for tensor in leaves if tensor.requires_grad]  # none where the text's own pass is frozen
+        sums: list[Tensor | None] = [None] * (len(parameters) + len(learning))
 
         def differentiate(outputs: Any, inputs: list[Tensor], weights: Any = None) -> None:
             found = torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
@@ -190,23 +191,24 @@ class _Step:
                     have += gradient
 
         base, base_loss = self._base(leaves[0])
-        if self.config.objective.base_weight:
-            differentiate(self.config.objective.base_weight * base, [*parameters, *leaves])
+        if self.config.objective.base_weight and base.requires_grad:
+            differentiate(self.config.objective.base_weight * base, [*parameters, *learning])
         twin = prefix.over(leaves[1:])
         thinking = _Thinking(self, twin, leaves[0].detach(), base_loss)
         report = _Sums(thinking, base.item())
         for q in thinking.parts():
             part = thinking.block(q, leaves[0], twin)
             if part.total.requires_grad:
-                differentiate(part.total, [*parameters, *leaves])
+                differentiate(part.total, [*parameters, *learning])
             report.add(part)
             del part
-        if base_hidden.requires_grad or any(tensor.requires_grad for tensor in states):
-            pairs = [
-                (tensor, gradient.to(tensor.dtype))
-                for tensor, gradient in zip((base_hidden, *states), sums[len(parameters) :], strict=True)
-                if gradient is not None and tensor.requires_grad
-            ]
+        graph = [tensor for tensor in (base_hidden, *states) if tensor.requires_grad]
+        pairs = [
+            (tensor, gradient.to(tensor.dtype))
+            for tensor, gradient in zip(graph, sums[len(parameters) :], strict=True)
+            if gradient is not None
+        ]
+        if pairs:
             differentiate([tensor for tensor, _ in pairs], parameters, [gradient for _, gradient in pairs])
         finished = report.finish(sum(self.lengths))
         value = torch.tensor(finished.total, device=self.ids.device)

@@ -58,6 +58,8 @@ def load_model(recipe: Recipe, device: str | None = None) -> QuietStar:
     if weights.train == "lora":
         if not adapted:
             model.base = _adapter(inner, recipe)
+            for config in model.base.peft_config.values():  # the base by its name, not by a folder of this machine
+                config.base_model_name_or_path = model.config.base_name
         for name, weight in model.base.named_parameters():
             weight.requires_grad_("lora_" in name)
     model.config.thought_length = recipe.thinking_at(recipe.optimizer.steps).thought_length
@@ -180,14 +182,18 @@ class ThoughtTrainer(transformers.Trainer):
 
     def _loss(self, model: QuietStar, ids: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
         step = self.state.global_step
-        sharded = any(hasattr(p, "device_mesh") for p in model.parameters())
         with _low_adapters(model.base):
             loss, report = training_loss(
                 model, ids, mask, self.recipe.thinking_at(step), seed=self.recipe.seed * 1_000_003 + step, names=spans,
-                divide=self.divide, recompute=sharded,
+                divide=self.divide, recompute=self.sharded,
             )  # fmt: skip
         self._seen.append(report)
         return loss
+
+    @property
+    def sharded(self) -> bool:
+        """True where each process holds a part of every weight (FSDP2)."""
+        return any(hasattr(p, "device_mesh") for p in self.model.parameters())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate of its own for markers and mixing head."""
@@ -224,6 +230,9 @@ class ThoughtTrainer(transformers.Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Score the held-out documents as everywhere else: losses without, with and from thoughts, and controls."""
+        if self.sharded:
+            self._say("sharded weights are not evaluated while training; score the saved model")
+            return {}
         watch, model = self.recipe.watch, self.accelerator.unwrap_model(self.model)
         training, metrics = model.training, {}
         model.eval()
@@ -287,9 +296,24 @@ class ThoughtTrainer(transformers.Trainer):
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save in our layout; sharded weights are put together first, in the main process's memory."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.args.should_save:
+            whole = load_model(self.recipe, "cpu")
+            whole.load_state_dict(state, strict=False)  # tied weights come once
+            whole.save_pretrained(output_dir or self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fill the weights of this model from a checkpoint of the same."""
         check_origin(Path(resume_from_checkpoint), self.origin)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         checkpoints.refill(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
 
     def _last_good(self) -> str:
