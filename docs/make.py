@@ -131,9 +131,9 @@ def page_pictures(model: str = "default", *more: str) -> None:
             for button in ("Empty", "Shuffle", "Borrow from"):
                 tried = page.locator(".try").count()
                 page.get_by_role("button", name=button).click()
-                page.locator(".try").nth(tried).wait_for(timeout=120_000)
+                page.locator(".try").nth(tried).wait_for(timeout=600_000)
             page.get_by_role("button", name="Continue the text").first.click()
-            page.get_by_role("button", name="Continue it again").first.wait_for(timeout=120_000)
+            page.get_by_role("button", name="Continue it again").first.wait_for(timeout=600_000)
             page.get_by_label("mark differences").first.check()
             page.locator(".change").evaluate("e => e.scrollIntoView()")
             page.wait_for_timeout(500)
