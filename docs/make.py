@@ -1,5 +1,5 @@
-"""Writes what the docs show of the program itself: docs/commands.md (the real help), the tables of docs/record.md, and
-docs/think.svg (a real run)."""
+"""Writes what the docs show of the program itself: docs/commands.md (the real help), the tables of docs/record.md,
+docs/think.svg (a real run), and docs/page-*.png (the real page, with the default model; needs a Chromium)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "score",
+    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "view", "score",
     "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
+PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "40"]
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
 
@@ -92,9 +93,61 @@ def picture() -> str:
     return console.export_svg(title="quietstar", code_format=local_fonts, unique_id="quietstar")
 
 
+def page_pictures(model: str = "default", *more: str) -> None:
+    """Pictures of the page of one real run: wide, narrow and dark, and a thought that was changed."""
+    import tempfile
+
+    from playwright.sync_api import sync_playwright
+
+    question, *options = PAGE
+    quietstar = [sys.executable, "-m", "quietstar.cli.main"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        db = ["--db", str(Path(folder) / "record.db")]
+        subprocess.run(
+            [*quietstar, "think", question, "--quiet", "--model", model, *options, *more, *db],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        server = subprocess.Popen(
+            [*quietstar, "view", "--port", "0", "--model", model, *db], stdout=subprocess.PIPE, text=True
+        )
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[0]
+        found = [p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).exists()]
+        browser = playwright.chromium.launch(executable_path=found[0], args=flags)
+        try:
+            for name, width, height, look in (("run", 1180, 760, "light"), ("narrow", 390, 780, "dark")):
+                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=look)
+                page.goto(address)
+                page.locator(".runs a").first.click()
+                page.get_by_role("button", name="strongest").click()
+                page.locator(".panel .bars").first.wait_for()
+                page.mouse.move(0, 0)
+                page.wait_for_timeout(500)
+                page.screenshot(path=HERE / f"page-{name}.png")
+            page.set_viewport_size({"width": 1180, "height": 900})
+            page.emulate_media(color_scheme="light")
+            for button in ("Empty", "Shuffle", "Borrow from"):
+                tried = page.locator(".try").count()
+                page.get_by_role("button", name=button).click()
+                page.locator(".try").nth(tried).wait_for(timeout=120_000)
+            page.get_by_role("button", name="Continue the text").first.click()
+            page.get_by_role("button", name="Continue it again").first.wait_for(timeout=120_000)
+            page.get_by_label("mark differences").first.check()
+            page.locator(".change").evaluate("e => e.scrollIntoView()")
+            page.wait_for_timeout(500)
+            page.locator(".panel").screenshot(path=HERE / "page-change.png")
+        finally:
+            browser.close()
+            server.terminate()
+            server.wait()
+
+
 if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     page = HERE / "record.md"
     page.write_text(record(page.read_text(encoding="utf-8")), encoding="utf-8")
     if "--no-picture" not in sys.argv:
         (HERE / "think.svg").write_text(picture(), encoding="utf-8")
+        page_pictures()

@@ -66,7 +66,7 @@ def test_recording_can_be_switched_off_and_put_elsewhere(run, folder, own_record
     assert "see it again" not in run(*THINK, "--model", folder, "--no-record")[1]
     assert not own_record.exists()
     out = run(*THINK, "--model", folder, "--db", str(tmp_path / "my record.db"))[1]
-    assert out.splitlines()[-1].endswith(f"--db '{tmp_path / 'my record.db'}'") and not own_record.exists()
+    assert out.splitlines()[-2].endswith(f"--db '{tmp_path / 'my record.db'}'") and not own_record.exists()
     monkeypatch.setenv("QUIETSTAR_DB", "off")
     code, out, err = run(*THINK, "--model", folder)
     assert code == 0 and "see it again" not in out and err == ""

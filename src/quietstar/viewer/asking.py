@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import QuietStarError
-from quietstar.scratchpad.columns import number
+from quietstar.scratchpad.columns import number, plain
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
 from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
@@ -151,7 +151,7 @@ def _edited(model: QuietStar, thought: ThoughtEvent, text: str) -> list[int]:
     """Token ids of an edited thought; what a person left as it was keeps its tokens."""
     if text == thought.samples[0].text:
         return thought.samples[0].ids
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+    ids: list[int] = model.tokenizer(plain(text), add_special_tokens=False, verbose=False)["input_ids"] if text else []
     if len(ids) > 512:
         raise QuietStarError(f"a thought may have at most 512 tokens, this text has {len(ids)}")
     return ids
@@ -241,7 +241,7 @@ def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) ->
     thoughts = None if only else torch.tensor(made.sample.ids, dtype=torch.long).view(1, 1, 1, -1)
     # its own tokens stand there whatever the run put in place of thoughts; a forced weight stays forced
     first = replace(settings, max_new_tokens=1, trigger="always", samples=1, thought_temperature=None,
-                    control="none" if only else "own", mixing_weight=_weight(trace))  # fmt: skip
+                    control="none" if only else "own", mixing_weight=_weight(trace), speculate=0)  # fmt: skip
     ids = list(before)
     for event in model.stream([ids], settings=first, thoughts=thoughts):
         if isinstance(event, TokenEvent):

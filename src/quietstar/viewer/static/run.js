@@ -110,7 +110,7 @@ function head(run, about) {
   const settings = Object.entries(one.settings).filter(([name, value]) => name !== "show" && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
   const facts = [
     count(one.tokens, "token"), count(one.thoughts, "thought"), `${one.flips} changed the likeliest word`,
-    one.seconds !== null && `${number(one.seconds, 1)} s`, one.reason ?? "unfinished: still running, or killed",
+    one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafts kept`, one.reason ?? "unfinished: still running, or killed",
   ].filter(Boolean);
   return h(
     "header",
