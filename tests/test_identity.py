@@ -28,6 +28,11 @@ def test_a_small_step_of_training_shows_in_the_hash_of_the_head(tiny):
     assert identify(tiny).head_hash != after.head_hash
 
 
+def test_an_untrained_head_is_the_same_every_time(tiny_folder):
+    first, second = (identify(QuietStar.from_pretrained(tiny_folder, dtype="float32")) for _ in range(2))
+    assert first == second and first.head_hash
+
+
 def test_an_adapter_has_a_name_and_a_hash_of_its_own(tiny_folder):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -433,6 +433,18 @@ def test_every_page_fits_its_window(store, tiny, pages, visit, size, look):
             page.context.close()
 
 
+def test_a_chosen_word_is_not_hidden_by_its_thought(store, visit):
+    run = store.add(long_trace(300))
+    with serving(store) as served:
+        page = visit(f"{served.url}#/run/{run}", size="narrow")
+        for _ in range(3):
+            page.get_by_role("button", name="strongest").click()
+            page.locator(".panel .bars").first.wait_for()
+            box = page.locator('.token[aria-selected="true"]').bounding_box()
+            above, below = page.locator(".tools").bounding_box(), page.locator(".panel").bounding_box()
+            assert above["y"] + above["height"] <= box["y"] and box["y"] + box["height"] <= below["y"]
+
+
 def test_light_and_dark_can_be_chosen_and_stay(store, pages, visit):
     with serving(store) as served:
         page = visit(served.url, look="light")

@@ -387,6 +387,19 @@ def test_a_run_of_other_weights_is_not_changed(store, tiny):
     assert frames[-1][0] == "problem" and "quietstar view --model m" in frames[-1][1]["error"]
 
 
+def test_a_run_of_an_untrained_head_is_changed_by_the_model_loaded_anew(store, tiny_folder):
+    from quietstar import QuietStar
+
+    made = QuietStar.from_pretrained(tiny_folder, dtype="float32").generate(
+        "the fox", max_new_tokens=3, thought_length=2, mixing_weight=0.5, stop_ids=[]
+    )
+    run = store.add(made.trace)
+    place = made.trace.thoughts[0].position
+    with serving(store, QuietStar.from_pretrained(tiny_folder, dtype="float32")) as served:
+        (one,) = tried(served, run, place, kind="filler")
+    assert one["sample"]["weight"] == 0.5
+
+
 def test_what_only_shows_has_no_way_to_ask(store):
     run = store.add(trace())
     with serving(store) as served:

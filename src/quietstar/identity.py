@@ -34,7 +34,8 @@ def fingerprint(base: PreTrainedModel) -> str:
 
 def identify(model: ThinkingModel) -> Identity:
     """What the record keeps to tell this model from every other, as it is now (not as it was loaded)."""
-    trained = [(f"{part}.{key}", value) for part in ("markers", "head")
+    parts = ["markers"] if model.head.untrained else ["markers", "head"]  # its random layers are multiplied by zero
+    trained = [(f"{part}.{key}", value) for part in parts
                for key, value in getattr(model, part).named_parameters()]  # fmt: skip
     adapted = model.base is not model.decoder_lm
     lora = [(key, value) for key, value in model.base.named_parameters() if "lora_" in key] if adapted else []

@@ -92,12 +92,8 @@ export class Passage {
     if (!span) return false;
     span.setAttribute("aria-selected", "true");
     this.element.setAttribute("aria-activedescendant", span.id);
-    if (scroll) {
-      const box = span.getBoundingClientRect();
-      const bottom = innerHeight - (matchMedia("(max-width: 60rem)").matches ? innerHeight * 0.55 : 40);
-      if (box.top < 150 || box.bottom > bottom) span.scrollIntoView({ block: quiet ? "center" : "nearest" });
-    }
-    this.onselect(place, quiet);
+    this.onselect(place, quiet); // first, because an open panel leaves less room on a narrow screen
+    if (scroll) span.scrollIntoView({ block: "nearest" }); // as far as its scroll-margin asks for
     return true;
   }
 
