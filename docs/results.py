@@ -36,7 +36,9 @@ def tables(named: list[str]) -> str:
         reports[name] = json.loads(Path(file).read_text(encoding="utf-8"))
     lines = ["| model | base loss | own thoughts | filler | donor | shuffled | only |", "|---|---|---|---|---|---|---|"]
     for name, report in reports.items():
-        cells = [shown(report["losses"].get(kind)) for kind in ("base", "own", "filler", "donor", "shuffled", "only")]
+        thinks = "filler" in report["losses"]  # a model without thoughts is scored with none
+        cells = [shown(report["losses"].get(kind)) if thinks or kind == "base" else ""
+                 for kind in ("base", "own", "filler", "donor", "shuffled", "only")]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")
     kinds = ("own gain", "compute", "content", "own over filler")
     lines += ["", f"| model | {' | '.join(kinds)} |", "|---|---|---|---|---|"]
