@@ -15,7 +15,7 @@ COMMANDS = (
     "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
-PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "40"]
+PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "90"]
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
 
@@ -121,7 +121,9 @@ def page_pictures(model: str = "default", *more: str) -> None:
                 page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=look)
                 page.goto(address)
                 page.locator(".runs a").first.click()
-                page.get_by_role("button", name="strongest").click()
+                page.get_by_role("button", name="next change").click()
+                if not page.locator(".token[aria-selected=true]").count():  # no thought changed a word
+                    page.get_by_role("button", name="strongest").click()
                 page.locator(".panel .bars").first.wait_for()
                 page.mouse.move(0, 0)
                 page.wait_for_timeout(500)

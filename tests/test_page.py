@@ -346,6 +346,7 @@ def test_asking_streams_the_answer_and_ends_at_its_run(store, tiny, visit):
         page.get_by_label("thought length").fill("2")
         page.get_by_role("button", name="Ask").click()
         page.wait_for_url(re.compile(r"#/run/\w+"))
+        page.locator(".run .passage").wait_for()
         assert page.locator(".token").count() == 6
         (run,) = store.runs()
         assert run.settings["thought_length"] == 2 and "be kind" in run.prompt and run.id in page.url
@@ -583,7 +584,7 @@ def test_the_default_model_is_asked_read_and_changed(store, visit):
         page.get_by_label("fixed weight").fill("0.25")
         page.get_by_role("button", name="Ask").click()
         page.wait_for_url(re.compile(r"#/run/\w+"), timeout=120_000)
-        page.locator(".passage").focus()
+        page.locator(".run .passage").focus()
         page.keyboard.press("ArrowRight")
         page.locator(".panel .bars").first.wait_for()
         page.get_by_role("button", name="Resample 8").click()

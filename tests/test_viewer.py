@@ -422,6 +422,15 @@ def test_a_record_damaged_while_it_is_served_is_one_line(store):
     assert status == 400 and "\n" not in told["error"] and str(store.path) in told["error"]
 
 
+def test_a_fault_of_the_server_is_a_line_too(store, monkeypatch):
+    from quietstar.viewer import pages
+
+    monkeypatch.setattr(pages, "about", lambda *_: 1 / 0)
+    with serving(store) as served:
+        status, told, headers = served.request("/api/about")
+    assert status == 500 and "ZeroDivisionError" in told["error"] and "content-security-policy" in headers
+
+
 def test_a_damaged_or_foreign_record_is_refused_at_once(run, tmp_path):
     (tmp_path / "text.db").write_text("no database, only words " * 99)
     code, _, err = run("view", "--db", str(tmp_path / "text.db"))

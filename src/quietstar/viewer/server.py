@@ -88,7 +88,7 @@ def build(store: Store, live: Live | None) -> Starlette:
         ]
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
-        exception_handlers={QuietStarError: _told},
+        exception_handlers={QuietStarError: _told, Exception: _failed},
     )
 
 
@@ -98,6 +98,11 @@ def _index(request: Request) -> Response:
 
 async def _told(request: Request, error: Exception) -> Response:
     return Json({"error": str(error)}, 400)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours: the page gets a line, the terminal the traceback."""
+    return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server says more"}, 500)
 
 
 class _Record:
