@@ -352,6 +352,36 @@ def test_the_text_that_follows_its_own_thought_is_the_text_that_was_said(store, 
     assert store.interventions(run)[0].continuation == frames[-1][1]["text"] == "".join(t["text"] for t in said)
 
 
+def test_where_the_word_stays_the_same_nothing_is_computed_and_the_record_goes_on(store, tiny, asked, monkeypatch):
+    run, made = asked
+    own = made.thoughts[2]
+    lengths = []
+    stream = tiny.stream
+    monkeypatch.setattr(tiny, "stream", lambda *a, settings, **o: lengths.append(settings.max_new_tokens)
+                        or stream(*a, settings=settings, **o))  # fmt: skip
+    with serving(store, tiny) as served:
+        (one,) = tried(served, run, own.position, kind="edited", text=own.samples[0].text)
+        frames = served.frames(f"/api/runs/{run}/interventions/{one['number']}/follow", {})
+    assert lengths == [1] and sum(kind == "event" for kind, _ in frames) == 6
+
+
+def test_where_another_word_is_said_the_model_goes_on_from_it(store, tiny, asked):
+    """As the model itself goes on from the text with that word."""
+    _, made = asked
+    made.start.settings["temperature"] = 0.0
+    made.tokens[1].id = (made.tokens[1].id + 1) % 250  # another word than it would say
+    greedy = store.add(made)
+    place = made.thoughts[1].position
+    with serving(store, tiny) as served:
+        (one,) = tried(served, greedy, place, kind="edited", text=made.thoughts[1].samples[0].text)
+        frames = served.frames(f"/api/runs/{greedy}/interventions/{one['number']}/follow", {"most": 5})
+    said = [data["id"] for kind, data in frames if kind == "event"]
+    before = made.ids[: place + 1]
+    options = dict(thought_length=3, seed=5, stop_ids=[])
+    expected = tiny.generate([*before, said[0]], max_new_tokens=4, **options).trace.tokens
+    assert said[1:] == [token.id for token in expected]
+
+
 def test_without_a_thought_the_first_word_that_follows_is_the_base_models(store, tiny, asked):
     _, made = asked
     place = made.thoughts[1].position

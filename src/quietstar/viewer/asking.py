@@ -229,7 +229,11 @@ def follow(model: QuietStar, store: Store, run: str, number: int, most: int | No
 
 
 def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) -> Iterator[TokenEvent]:
-    """One token with the given thought, then on as the run's settings say; texts joined over the seam."""
+    """One token with the given thought, then on as the run's settings say; texts joined over the seam.
+
+    A thought is private to the token it helps to predict. Where that token is the one that was said, what follows is
+    what was said, and is taken from the record: computing it anew could only add differences of rounding.
+    """
     import torch
 
     from quietstar.text import TextStream
@@ -247,6 +251,10 @@ def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) ->
         if isinstance(event, TokenEvent):
             ids.append(event.id)
             yield event if settings.stop else replace(event, text=stream.push(event.id))
+    said = [token for token in trace.tokens if token.position > made.position]
+    if len(ids) > len(before) and said and said[0].id == ids[-1]:
+        yield from said[1:most]
+        return
     if len(ids) == len(before) or most == 1:  # the first token ended the answer, or was all that was asked for
         return
     for event in model.stream([ids], settings=replace(settings, max_new_tokens=most - 1)):

@@ -12,6 +12,8 @@ const NAMES = {
   "truncated:0": "empty", "truncated": "cut short",
 };
 
+const SAME = "It says the same word next, so all that follows is the same: a thought is private to the word it helps to predict.";
+
 // The section of a panel that changes the thought at a place; what was tried before is shown wherever it is known.
 export function changing(panel, place, detail) {
   const list = h("ol", { class: "tries" }, [...detail.tries].reverse().map((one) => attempt(panel, place, detail, one)));
@@ -99,34 +101,42 @@ function attempt(panel, place, detail, one, open = false) {
 // The text that follows with the try in place, beside the one that was said.
 function following(panel, place, one) {
   const said = panel.run.tokens.filter((token) => token.position > place).map((token) => token.text).join("");
+  const path = `runs/${encodeURIComponent(panel.run.head.id)}/interventions/${one.number}/follow`;
   const box = h("div", { class: "following" });
   let text = one.continuation;
   let marks = false;
-  const draw = () => fill(box, ...columns(said, text, marks), panel.live && again);
-  const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
-  const columns = (old, now, marked) =>
-    now === null ? [] : [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, "as it was"), side(old, now, marked, "left")), h("section", {}, h("h4", {}, "with this thought"), side(old, now, marked, "right")))];
   let stop = null;
-  const again = h("button", { type: "button" }, text === null ? "Continue the text" : "Continue it again");
-  again.addEventListener("click", async () => {
-    if (stop) return stop.abort();
+  let problem = "";
+  const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
+  const button = h("button", { type: "button", onclick: () => (stop ? stop.abort() : follow()) });
+  const draw = () => {
+    button.textContent = stop ? "Stop" : text === null ? "Continue the text" : "Continue it again";
+    fill(
+      box,
+      text !== null && [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, "as it was"), side(said, text, marks, "left")), h("section", {}, h("h4", {}, "with this thought"), side(said, text, marks, "right")))],
+      text === said && !stop && h("p", { class: "facts" }, SAME),
+      problem && h("p", { class: "problem", role: "alert" }, problem),
+      panel.live && button,
+    );
+  };
+  const follow = async () => {
     stop = new AbortController();
-    again.textContent = "Stop";
-    text = "";
+    [text, problem] = ["", ""];
     draw();
     try {
-      for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/interventions/${one.number}/follow`, {}, stop.signal)) {
+      for await (const frame of source.frames(path, {}, stop.signal)) {
         if (frame.kind === "event" && frame.data.event === "token") text += frame.data.text;
         if (frame.kind === "followed") text = frame.data.text;
         draw();
       }
+      one.continuation = text;
     } catch (error) {
-      if (error.name !== "AbortError") box.append(h("p", { class: "problem", role: "alert" }, error.message));
+      if (error.name === "AbortError") one.continuation = text;
+      else [text, problem] = [one.continuation, error.message];
     }
-    one.continuation = text;
     stop = null;
-    again.textContent = "Continue it again";
-  });
+    draw();
+  };
   draw();
   return box;
 }
