@@ -1,5 +1,6 @@
-"""Writes what the docs show of the program itself: docs/commands.md (the real help), the tables of docs/record.md,
-docs/think.svg (a real run), and docs/page-*.png (the real page, with the default model; needs a Chromium)."""
+"""Writes what the docs show of the program itself: commands.md (the real help), the tables of record.md and
+statistics.md, think.svg (a real run), and page-*.png (the real page, with the default model; needs a Chromium).
+--no-picture leaves the pictures as they are."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "", "think", "show", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "view", "score",
-    "train", "plot", "bench", "bench train", "bench generate",
+    "", "think", "show", "stats", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "view",
+    "score", "train", "plot", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
+MEASURES = "<!-- measures: written by docs/make.py from the registry itself -->\n", "<!-- end of measures -->"
 PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "90"]
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
@@ -37,6 +39,7 @@ def tables() -> str:
     """The tables and columns of the record, from a real file and the comments in its own definition."""
     import tempfile
 
+    from quietstar.scratchpad.schema import MIGRATIONS
     from quietstar.scratchpad.schema import TABLES as NAMES
     from quietstar.scratchpad.store import Store
 
@@ -45,6 +48,8 @@ def tables() -> str:
         for name in NAMES:
             definition = store._row("SELECT sql FROM sqlite_schema WHERE name = ?", [name])["sql"]
             meanings = dict(re.findall(r"^ {4}(\w+) [A-Z]+\b.*?-- (.*)$", definition, re.MULTILINE))
+            added = rf"^ALTER TABLE {name} ADD COLUMN (\w+) .*?-- (.*)$"
+            meanings |= re.findall(added, "".join(MIGRATIONS), re.MULTILINE)
             rows = [f"| `{column}` | {kind} | {meanings[column]} |" for column, kind in store.columns(name).items()]
             parts.append(f"### {name}\n\n| column | type | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
@@ -54,6 +59,21 @@ def record(page: str) -> str:
     """The page of the record with its tables written anew."""
     before, _, rest = page.partition(TABLES[0])
     return f"{before}{TABLES[0]}\n{tables()}\n{TABLES[1]}{rest.partition(TABLES[1])[2]}"
+
+
+def measures(page: str) -> str:
+    """The page of statistics with its table written anew."""
+    from quietstar.scratchpad.statistics import MEASURES as REGISTRY
+
+    before, _, rest = page.partition(MEASURES[0])
+    rows = [
+        " | ".join(
+            ["", one.label, one.unit, one.formula.replace("|", r"\|"), "yes" * one.model, one.source, ""]
+        ).strip()
+        for one in REGISTRY.values()
+    ]
+    table = "| measure | unit | | needs `--measure` | source |\n|---|---|---|---|---|\n" + "\n".join(rows)
+    return f"{before}{MEASURES[0]}\n{table}\n\n{MEASURES[1]}{rest.partition(MEASURES[1])[2]}"
 
 
 def picture() -> str:
@@ -150,6 +170,8 @@ if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     page = HERE / "record.md"
     page.write_text(record(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page = HERE / "statistics.md"
+    page.write_text(measures(page.read_text(encoding="utf-8")), encoding="utf-8")
     if "--no-picture" not in sys.argv:
         (HERE / "think.svg").write_text(picture(), encoding="utf-8")
         page_pictures()

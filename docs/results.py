@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quietstar.evals.losses import Interval, against, read_documents
+from quietstar.evals.losses import against, read_documents
+from quietstar.intervals import Interval
 
 PLACE, DOCUMENTS = 40, 10
 

@@ -85,6 +85,7 @@ def traces(draw) -> Trace:
                 ThoughtEvent(
                     sequence, position, draw(_TEXT), draw(_TEXT), draw(st.lists(_SAMPLE, max_size=2)), draw(_REAL),
                     draw(_CHOICES), draw(_CHOICES), draw(_CHOICES), draw(st.booleans()), draw(_REAL), draw(_REAL),
+                    *(draw(st.none() | _REAL) for _ in range(3)),
                 )
             )  # fmt: skip
         position += 1

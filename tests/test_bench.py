@@ -82,3 +82,26 @@ def test_the_command_prints_generation(tiny_folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert not left.value.code
     assert "prose" in out and "prompts at once" in out and "peak memory" in out
+
+
+@pytest.mark.parametrize(("command", "module"), [((), "bench"), (("generate",), "bench_generate")])
+def test_after_ctrl_c_what_was_measured_is_printed(run, tiny_folder, monkeypatch, command, module):
+    import importlib
+
+    bench = importlib.import_module(f"quietstar.evals.{module}")
+    calls = []
+
+    def stop(*_, **__):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    if module == "bench":
+        monkeypatch.setattr(bench, "_scoring", stop)
+        options = ("--context", "32", "--repeats", "1", "-t", "2", "--no-processes")
+    else:
+        monkeypatch.setattr(bench, "_row_cost", stop)
+        options = ("--contexts", "64", "-t", "2", "-n", "2", "--repeats", "1", "--no-processes")
+    code, out, err = run("bench", *command, "--model", tiny_folder, *options, "--json")
+    assert code == 130 and calls and "interrupted" in err
+    found = json.loads(out)
+    assert len(found["ratios"] if module == "bench" else found["cells"]) in (2, 4)

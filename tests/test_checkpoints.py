@@ -243,6 +243,12 @@ def test_quantised_bases_think(tokenizer, tmp_path):
         assert (found.mixed_logprobs - plain.mixed_logprobs).abs().mean() < 0.3
 
 
+def test_a_base_too_narrow_for_4_bit_is_refused(tiny_folder):
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(QuietStarError, match="hidden size must be a multiple of 64, and is 32"):
+        QuietStar.from_pretrained(tiny_folder, quantize="4bit")
+
+
 def test_push_to_hub_uploads_what_save_pretrained_writes(tiny, monkeypatch):
     import transformers.utils.hub as hub
 

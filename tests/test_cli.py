@@ -297,3 +297,16 @@ def test_a_terminal_without_unicode_gets_codes(folder):
     process = command("think", "é", "--model", folder, "-n", "2", "-t", "1", "--raw", env=environment)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0 and out.startswith("\\u25c6") and out.isascii(), err
+
+
+def test_ctrl_c_while_python_still_imports_is_one_line(monkeypatch, capsys):
+    from quietstar import __main__ as entry
+
+    def interrupted(name, *_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.__import__", interrupted)
+    with pytest.raises(SystemExit) as left:
+        entry.main()
+    monkeypatch.undo()
+    assert left.value.code == 130 and capsys.readouterr().err == "quietstar: interrupted\n"

@@ -25,6 +25,11 @@ def test_the_page_of_commands_is_the_real_help():
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == maker().commands(), "run `make docs`"
 
 
+def test_the_page_of_statistics_has_the_real_measures():
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert page == maker().measures(page), "run `make docs`"
+
+
 def test_the_page_of_the_record_has_the_real_tables():
     page = (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
     assert page == maker().record(page), "run `make docs`"

@@ -112,6 +112,7 @@ def test_tables_as_csv_and_parquet_are_the_tables(store, tmp_path, table):
     for run in ids:
         store.tag(run, "a", "b")
         store.intervene(run, intervention())
+        store.measure(run, {1: {"garble": 2.5, "compute": float("nan")}})
     exchange.export(store, tmp_path / "t.csv", ids[:2], "csv", table)
     exchange.export(store, tmp_path / "t.parquet", ids[:2], "parquet", table)
     rows = [dict(row) for run in ids[:2] for row in store.rows(table, run)]

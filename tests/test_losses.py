@@ -8,7 +8,8 @@ import torch
 
 from quietstar import QuietStarError
 from quietstar.evals import losses
-from quietstar.evals.losses import Document, Interrupted, bootstrap, effects_of, evaluate, read_documents
+from quietstar.evals.losses import Document, Interrupted, effects_of, evaluate, read_documents
+from quietstar.intervals import bootstrap
 
 
 def test_totals_are_means_over_the_tokens_of_score(tiny):

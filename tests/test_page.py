@@ -263,7 +263,7 @@ def test_a_thousand_runs_are_read_page_by_page_and_searched(store, visit):
         assert until(lambda: items.count() > first)
         page.get_by_role("searchbox").fill("zebra")
         assert until(lambda: items.count() == 1)
-        assert "question 3" in items.first.inner_text()
+        assert until(lambda: "question 3" in items.first.inner_text())
         page.reload()
         assert until(lambda: items.count() == 1)  # the search stands in the address
         items.first.locator("a").click()
@@ -289,7 +289,7 @@ def test_thoughts_over_runs_are_sorted_filtered_and_lead_to_their_place(store, v
         assert until(lambda: rows.count() == 1)
         page.reload()
         rows.first.wait_for()
-        assert rows.count() == 1 and page.locator(".spread svg").count() == 3
+        assert rows.count() == 1 and page.locator(".spread svg").count() == 5
         assert page.locator(".spread svg").first.get_attribute("aria-label").endswith("1 thought")
         rows.first.locator("a").click()
         page.locator('.token[aria-selected="true"]').wait_for()
@@ -305,6 +305,49 @@ def test_a_bar_of_a_histogram_bounds_the_list(store, visit):
         assert "min_kl=" in page.url
         page.get_by_role("button", name="all").click()
         assert until(lambda: page.locator("tbody tr").count() == 3)
+
+
+def test_thoughts_are_sorted_by_gain_and_what_is_unknown_comes_last(store, visit):
+    made = trace()
+    for one, gain in zip(made.thoughts, (0.5, -0.25, None), strict=True):
+        one.base_logprob, one.mixed_logprob = (None, None) if gain is None else (-1.0, -1.0 + gain)
+    store.add(made)
+    with serving(store) as served:
+        page = visit(f"{served.url}#/thoughts")
+        gains = page.locator('tbody td[data-label="gain"]')
+        gains.nth(2).wait_for()
+        page.get_by_role("button", name="gain").click()
+        assert until(lambda: gains.all_inner_texts() == ["0.5000", "\u22120.2500", "–"])
+        page.get_by_role("button", name="gain").click()
+        assert until(lambda: gains.all_inner_texts() == ["\u22120.2500", "0.5000", "–"])
+
+
+def test_statistics_of_a_run_are_shown_and_completed_by_the_model(store, tiny, tmp_path, visit):
+    from quietstar.scratchpad import statistics
+
+    recorder = store.recorder()
+    for _ in recorder.record(tiny.stream("the quick fox", max_new_tokens=8, thought_length=3, stop_ids=[])):
+        pass
+    (run,) = recorder.runs
+    with serving(store, tiny) as served:
+        page = visit(f"{served.url}#/run/{run}")
+        page.locator(".statistics summary").click()
+        rows = page.locator(".statistics tbody tr")
+        rows.first.wait_for()
+        assert rows.count() == sum(not one.model for one in statistics.MEASURES.values())
+        page.get_by_role("button", name="Measure with the model").click()
+        assert until(lambda: rows.count() == len(statistics.MEASURES))
+        means = [float(text.replace("\u2212", "-")) for text in rows.locator("td:nth-child(2)").all_inner_texts()]
+        assert means == [pytest.approx(one.mean, abs=6e-5) for one in statistics.of_runs(store, run)]
+        assert page.get_by_text("Next token settled after").is_visible()
+        picture(page, "statistics")
+        page.locator(".token").nth(2).click()
+        page.get_by_text("content effect").nth(1).wait_for()
+        untouched(page)
+    export.write(store, tmp_path / "page.html", [run])
+    page = visit((tmp_path / "page.html").as_uri(), offline=True)
+    page.locator(".statistics summary").click()
+    page.locator(".statistics tbody tr").nth(len(means) - 1).wait_for()
 
 
 def test_two_runs_side_by_side_differences_first(store, visit):

@@ -156,7 +156,7 @@ def test_thoughts_over_runs_sort_and_filter(store):
     one = store.thoughts(run=first, flipped=True)[0]
     assert (one.context, one.base_token, one.mixed_token, one.only_token) == ("Why? a", " base", " other", " only")
     for wrong in ({"order": "text"}, {"least": {"text": 1}}):
-        with pytest.raises(QuietStarError, match="kl, weight, entropy"):
+        with pytest.raises(QuietStarError, match="kl, weight, gain, entropy, surprise"):
             store.thoughts(**wrong)
 
 

@@ -7,13 +7,13 @@ import torch
 
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Choice, End, Sample, Start, ThoughtEvent, TokenEvent, Trace
 
-# The keys of every frame under schema version 2. A change here needs a new SCHEMA_VERSION and a note in the changelog.
+# The keys of every frame under schema version 3. A change here needs a new SCHEMA_VERSION and a note in the changelog.
 FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
               "chat", "settings", "phase", "identity", "versions",
               "asked"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
-                "flipped", "kl", "entropy"],
+                "flipped", "kl", "entropy", "base_logprob", "mixed_logprob", "only_logprob"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
     "end": ["event", "sequence", "reason", "text", "tokens", "thoughts", "seconds", "drafted", "accepted"],
 }  # fmt: skip
@@ -24,7 +24,7 @@ IDENTITY = ["revision", "base_revision", "base_hash", "head_hash", "adapter", "a
 
 
 def test_frames_are_pinned(tiny):
-    assert SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 3
     seen = {}
     for event in tiny.stream("the", max_new_tokens=3, thought_length=2, stop_ids=[]):
         frame = json.loads(json.dumps(event.to_dict()))

@@ -149,6 +149,11 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         )
     if not options["quantize"]:
         base.to(options["device"])
+    elif options["quantize"] == "4bit" and base.config.hidden_size % _BLOCK:
+        raise QuietStarError(
+            f"{name} cannot run in 4 bit: its hidden size must be a multiple of {_BLOCK}, and is "
+            f"{base.config.hidden_size}; use --quantize 8bit, or none"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -192,6 +197,9 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise QuietStarError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
     return found
+
+
+_BLOCK = 64  # weights that bitsandbytes scales together
 
 
 def _quantization(kind: str) -> Any:

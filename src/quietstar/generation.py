@@ -324,18 +324,21 @@ class _Run:
         out: list[Event] = []
         thoughts = emitted = 0
         for site in sites:
-            mixed_V = torch.log_softmax(ban(site.raw, self.model.config.marker_ids), dim=-1)
+            base_V = mixed_V = torch.log_softmax(ban(site.raw, self.model.config.marker_ids), dim=-1)
             token = site.draft
             if site.asked and thought is not None:
                 r = slice(thoughts * self.thinker.samples, (thoughts + 1) * self.thinker.samples)
                 part = Thought(thought.tokens[r], thought.logprobs[r], thought.hidden[r])
-                event, mixed_V = self.thinker.event(
-                    speaker.sequence, speaker.ids, site.asked, mixed_V, part, next(predictions)
+                event, mixed_V, only_V = self.thinker.event(
+                    speaker.sequence, speaker.ids, site.asked, base_V, part, next(predictions)
                 )
                 speaker.think(event)
                 self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())
                 thoughts += 1
                 token = self._pick(mixed_V[None], None if site.clocks is None else site.clocks[None])[0]
+                event.base_logprob, event.mixed_logprob, event.only_logprob = torch.stack(
+                    [base_V[token], mixed_V[token], only_V[token]]
+                ).tolist()
             out += self._speak(speaker, token, mixed_V, site.asked is not None)
             emitted += 1
             if speaker.reason is not None:

@@ -15,6 +15,7 @@ from quietstar.rows import Prefix
 from quietstar.sampling import kl_divergence
 from quietstar.scoring import check_thinking, default_temperature
 from quietstar.scratchpad.trace import Choice
+from quietstar.text import visible
 from quietstar.thinking import Thinker
 
 
@@ -57,7 +58,10 @@ class Resampled:
         )  # fmt: skip
 
     def _repr_html_(self) -> str:
-        html: str = self.to_pandas().to_html(escape=True, float_format="{:.4f}".format)
+        frame = self.to_pandas()
+        for column in ("thought", "without", "with", "only"):
+            frame[column] = frame[column].map(visible)
+        html: str = frame.to_html(escape=True, float_format="{:.4f}".format)
         return html
 
 

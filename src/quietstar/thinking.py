@@ -144,8 +144,8 @@ class Thinker:
 
     def event(
         self, sequence: int, context: list[int], trigger: str, base_V: Tensor, thought: Thought, found: Prediction
-    ) -> tuple[ThoughtEvent, Tensor]:
-        """The thought event of one place behind `context`, and its mixed log-probabilities (V,)."""
+    ) -> tuple[ThoughtEvent, Tensor, Tensor]:
+        """The thought event of one place behind `context`, and its log-probabilities (V,), mixed and from it alone."""
         mixed_V, only_V = average(found.mixed), average(found.only)
         base, mixed, only = self.choices(torch.stack([base_V, mixed_V, only_V]), context)
         event = ThoughtEvent(
@@ -162,7 +162,7 @@ class Thinker:
             only=only, flipped=bool(base_V.argmax() != mixed_V.argmax()),
             kl=float(kl_divergence(mixed_V, base_V)), entropy=float(entropy(base_V)),
         )  # fmt: skip
-        return event, mixed_V
+        return event, mixed_V, only_V
 
     def pieces(self, ids: list[int], context: list[int]) -> list[str]:
         """One string a token of `ids` behind `context`, none without a tokenizer."""

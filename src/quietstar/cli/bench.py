@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,12 +40,11 @@ def bench(
     thinker = options.load(model, dtype, device, None)
     from quietstar.evals.bench import run
 
-    report = run(
-        thinker, model, dtype, device, thought_length=thought_length, context=tokens, repeats=repeats,
-        processes=processes,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    _tell(report, as_json)
+    with _telling(as_json, _print) as tell:
+        tell(run(
+            thinker, model, dtype, device, thought_length=thought_length, context=tokens, repeats=repeats,
+            processes=processes, say=_say,
+        ))  # fmt: skip
 
 
 @app.command("train")
@@ -65,19 +66,33 @@ def train(
     thinker = options.load(model, dtype, device, None)
     from quietstar.evals.bench_train import run
 
-    report = run(
-        thinker, model, dtype, device, thought_length=thought_length, lookahead=lookahead, samples=samples,
-        length=length, repeats=repeats, processes=processes,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    _tell(report, as_json)
+    with _telling(as_json, _print) as tell:
+        tell(run(
+            thinker, model, dtype, device, thought_length=thought_length, lookahead=lookahead, samples=samples,
+            length=length, repeats=repeats, processes=processes, say=_say,
+        ))  # fmt: skip
 
 
-def _tell(report: Bench, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=1))
-    else:
-        _print(report)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _telling(as_json: bool, show: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
+    """Print a report; after Ctrl-C, what was finished of it."""
+    from quietstar.evals.bench import Interrupted
+
+    def tell(report: Any) -> None:
+        if as_json:
+            print(json.dumps(report.to_dict(), indent=1))
+        else:
+            show(report)
+
+    try:
+        yield tell
+    except Interrupted as stop:
+        tell(stop.report)
+        raise
 
 
 @app.command()
@@ -113,15 +128,11 @@ def generate(
     thinker = options.load(model, dtype, device, None)
     from quietstar.evals.bench_generate import run
 
-    report = run(
-        thinker, model, dtype, device, contexts=sizes[0], thought_lengths=sizes[1], tokens=tokens, repeats=repeats,
-        speculate=speculate, mixing_weight=mixing_weight, temperature=temperature, processes=processes,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=1))
-    else:
-        _print_generate(report)
+    with _telling(as_json, _print_generate) as tell:
+        tell(run(
+            thinker, model, dtype, device, contexts=sizes[0], thought_lengths=sizes[1], tokens=tokens, repeats=repeats,
+            speculate=speculate, mixing_weight=mixing_weight, temperature=temperature, processes=processes, say=_say,
+        ))  # fmt: skip
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -147,12 +158,13 @@ def _print_generate(report: Report) -> None:
     if report.row_cost is not None:
         r = report.row_cost
         print(f"one more row adds {r.middle:.4f} ({r.lowest:.4f} to {r.highest:.4f}) of a pass over one row")
-    t = report.throughput
-    print(
-        f"{t['prompts']} prompts at once: {t['together']:.1f} tokens/s, one at a time {t['alone']:.1f}: "
-        f"{t['ratio']['middle']:.2f} x ({t['ratio']['lowest']:.2f} to {t['ratio']['highest']:.2f})"
-    )
-    print("drafts that come true at temperature 1: at best, as here, by inverse CDF; greedy")
+    if t := report.throughput:
+        print(
+            f"{t['prompts']} prompts at once: {t['together']:.1f} tokens/s, one at a time {t['alone']:.1f}: "
+            f"{t['ratio']['middle']:.2f} x ({t['ratio']['lowest']:.2f} to {t['ratio']['highest']:.2f})"
+        )
+    if report.couplings:
+        print("drafts that come true at temperature 1: at best, as here, by inverse CDF; greedy")
     for a in report.couplings:
         print(f"{a.kind:<11} w {a.weight:<5} {a.best:7.1%} {a.raced:7.1%} {a.inverse:7.1%} {a.greedy:7.1%}")
     if report.memory:

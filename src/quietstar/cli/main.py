@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, plot, runs, score, show, think, train, view
+from quietstar.cli import bench, plot, runs, score, show, stats, think, train, view
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command(name="think")(think.think)
 app.command(name="show")(show.show)
 app.add_typer(runs.app, name="runs")
+app.command(name="stats")(stats.stats)
 app.command(name="view")(view.view)
 app.command(name="score")(score.score)
 app.command(name="train", context_settings=train.SETTINGS)(train.train)

@@ -13,7 +13,8 @@ import typer
 from quietstar.cli import options
 
 if TYPE_CHECKING:
-    from quietstar.evals.losses import Interval, LossReport
+    from quietstar.evals.losses import LossReport
+    from quietstar.intervals import Interval
 
 
 def score(
@@ -116,7 +117,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from quietstar.evals.losses import FEWEST
+    from quietstar.intervals import FEWEST
 
     console = Console(highlight=False)
     kinds = list(report.losses)

@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -62,6 +63,23 @@ class Bench:
         return asdict(self)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while measuring; `report` has what was finished."""
+
+    def __init__(self, report: Any) -> None:
+        super().__init__()
+        self.report = report
+
+
+@contextmanager
+def kept(report: object) -> Iterator[None]:
+    """Ctrl-C inside carries the report that was filled until then."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(report) from error
+
+
 def run(
     model: QuietStar,
     name: str,
@@ -87,6 +105,15 @@ def run(
     model.check_fits(context + 64, thought_length, "context")
     bench = Bench(machine_of(model, name))
     bench.memory_limit_mb = 2 * bench.machine["weights_mb"] + 500
+    with kept(bench):
+        _run(bench, model, name, dtype, device, thought_length, context, repeats, processes, say)
+    return bench
+
+
+def _run(
+    bench: Bench, model: QuietStar, name: str, dtype: str, device: str, thought_length: int, context: int,
+    repeats: int, processes: bool, say: Callable[[str], None],
+) -> None:  # fmt: skip
     with torch.inference_mode():
         ids = sample_ids(model, context)
         for title, make in (
@@ -101,7 +128,6 @@ def run(
                 bench.memory.append(probe(_MEMORY, name, dtype, device, length, thought_length))
         say("measuring start-up")
         bench.start = _start(name, dtype, device, repeats)
-    return bench
 
 
 def machine_of(model: QuietStar, name: str) -> dict[str, Any]:
@@ -255,24 +281,18 @@ print(json.dumps({"tokens": length, "loaded_mb": loaded / 1e6, "peak_mb": peak_b
 
 _FIRST = """
 import json, sys, time
-began = time.perf_counter()
 from quietstar import QuietStar
 model = QuietStar.from_pretrained(sys.argv[1], dtype=sys.argv[2], device=sys.argv[3])
 for event in model.stream("Why is the sky blue?", max_new_tokens=1, thought_length=5):
     if type(event).__name__ == "TokenEvent":
         break
-print(json.dumps({"seconds": time.perf_counter() - began}))
+print(json.dumps({"seconds": time.time() - float(sys.argv[4])}))
 """
 
 
 def _start(name: str, dtype: str, device: str, repeats: int) -> dict[str, float]:
-    """Seconds from starting Python to the first token with its thought, cache warm; whole process."""
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        probe(_FIRST, name, dtype, device)
-        times.append(time.perf_counter() - began)
-    times = sorted(times[1:])
+    """Seconds from starting Python to the first token with its thought, cache warm; the end of Python is left out."""
+    times = sorted([probe(_FIRST, name, dtype, device, time.time())["seconds"] for _ in range(repeats + 1)][1:])
     return {"seconds": median(times), "lowest": times[0], "highest": times[-1], "limit": 5.0}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quietstar.api import Generation, QuietStar
 from quietstar.errors import QuietStarError
-from quietstar.evals.bench import clock, machine_of, plain_generate, probe
+from quietstar.evals.bench import clock, kept, machine_of, plain_generate, probe
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.scratchpad.trace import Trace
 
@@ -151,9 +151,21 @@ def run(
         machine_of(model, name), options | {"tokens": tokens, "repeats": repeats, "context": middle_context,
                                             "thought_length": middle_length},
     )  # fmt: skip
-    say(f"writing texts of {max(contexts)} tokens")
-    texts = sample_texts(model, max(contexts))
     cells = sorted({(c, middle_length) for c in contexts} | {(middle_context, t) for t in thought_lengths})
+    with kept(report):
+        _run(report, model, name, dtype, device, max(contexts), middle_context, middle_length, cells, processes,
+             options, say)  # fmt: skip
+    return report
+
+
+def _run(
+    report: Report, model: QuietStar, name: str, dtype: str, device: str, longest: int, middle_context: int,
+    middle_length: int, cells: list[tuple[int, int]], processes: bool, options: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    tokens, repeats = report.settings["tokens"], report.settings["repeats"]
+    say(f"writing texts of {longest} tokens")
+    texts = sample_texts(model, longest)
     _Measurement(model, texts["prose"][-64:], 2, 4, options).repeat()  # warm-up
     for (kind, ids), (context, length) in itertools.product(texts.items(), cells):
         say(f"measuring {kind}, context {context}, thoughts of {length}")
@@ -166,10 +178,9 @@ def run(
     report.couplings = [c for kind, ids in texts.items() for c in _couplings(model, kind, ids[-middle_context:])]
     if processes:
         say("measuring memory")
-        for label, drafts in (("one_by_one", "0"), ("speculative", str(speculate))):
+        for label, drafts in (("one_by_one", "0"), ("speculative", str(options["speculate"]))):
             found = probe(_MEMORY, name, dtype, device, middle_context, middle_length, tokens, drafts)
             report.memory[label] = found["peak_mb"]
-    return report
 
 
 def sample_texts(model: QuietStar, length: int) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quietstar.api import QuietStar
 from quietstar.errors import QuietStarError
-from quietstar.evals.bench import Bench, Side, clock, machine_of, pairs, probe, sample_ids
+from quietstar.evals.bench import Bench, Side, clock, kept, machine_of, pairs, probe, sample_ids
 from quietstar.objective import ObjectiveConfig
 from quietstar.rows import ordinary
 from quietstar.training.step import StepConfig, training_loss
@@ -50,9 +50,9 @@ def run(
     bench = Bench(machine_of(model, name), memory_of="a training step", memory_limit_mb=MEMORY_LIMIT_MB)
     wake(model)
     say("measuring a training step")
-    bench.ratios.append(pairs(*step_and_plain(model, sample_ids(model, length), config), LIMIT, repeats))
-    if processes:
-        for tokens in MEMORY_LENGTHS:
+    with kept(bench):
+        bench.ratios.append(pairs(*step_and_plain(model, sample_ids(model, length), config), LIMIT, repeats))
+        for tokens in MEMORY_LENGTHS if processes else ():
             if model.context_limit is None or tokens + thought_length + lookahead + 2 <= model.context_limit:
                 say(f"measuring memory at {tokens} tokens")
                 bench.memory.append(probe(_MEMORY, name, dtype, device, tokens, thought_length, lookahead, samples))

@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from quietstar.errors import QuietStarError
+from quietstar.intervals import RESAMPLES, Interval, bootstrap
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
     from quietstar.scoring import Score
 
 CONTROLS = ("filler", "donor", "shuffled")
-RESAMPLES = 2000
-FEWEST = 5  # documents; a bootstrap over fewer says nothing
 
 
 @dataclass
@@ -82,15 +80,6 @@ def read_documents(files: Sequence[str | Path], text_field: str = "text", split:
                 )
             documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[text_field]))
     return documents
-
-
-@dataclass
-class Interval:
-    """A mean over predicted tokens with its 95 % bootstrap interval; None where documents are too few for one."""
-
-    mean: float
-    low: float | None
-    high: float | None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -195,7 +184,8 @@ def evaluate(
                     continue
                 score = model.score(
                     piece, controls=controls, thought_length=thought_length, samples=samples,
-                    thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed + start,
+                    thought_temperature=thought_temperature, mixing_weight=mixing_weight,
+                    seed=seed + start + (number << 24),  # other draws in every window of every document
                 )  # fmt: skip
                 found.append(_columns(score) | {"document": np.full(len(piece) - 1, number)})
             parts, finished = parts + found, number + 1
@@ -288,22 +278,6 @@ def _report(
         flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
         skipped=skipped, settings=settings,
     )  # fmt: skip
-
-
-def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None = None, seed: int = 0) -> Interval:
-    """Mean of `values` with a 95 % percentile bootstrap interval over whole groups (documents), if there are enough."""
-    if where is not None:
-        values, groups = values[where], groups[where]
-    kinds, index = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    mean = float(values.mean())
-    if len(kinds) < FEWEST:
-        return Interval(mean, None, None)
-    found = stats.bootstrap(
-        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
-    ).confidence_interval  # fmt: skip
-    return Interval(mean, float(found.low), float(found.high))
 
 
 def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", theirs: str = "base") -> Interval:

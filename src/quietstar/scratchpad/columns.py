@@ -147,6 +147,8 @@ def thought_row(run: str, event: ThoughtEvent, context: str) -> dict[str, Any]:
         "text": plain(event.samples[0].text) if event.samples else "",
         "trigger": plain(event.trigger), "control": plain(event.control), "weight": real(event.weight),
         "kl": real(event.kl), "entropy": real(event.entropy), "flipped": int(event.flipped),
+        "base_logprob": real(event.base_logprob), "mixed_logprob": real(event.mixed_logprob),
+        "only_logprob": real(event.only_logprob),
         "base_token": _first(event.base), "mixed_token": _first(event.mixed), "only_token": _first(event.only),
         "base_top": choices_json(event.base), "mixed_top": choices_json(event.mixed),
         "only_top": choices_json(event.only),
@@ -167,7 +169,8 @@ def thought_of(row: Row, samples: Iterable[Row], sequence: int) -> ThoughtEvent:
         sequence=sequence, position=row["position"], trigger=row["trigger"], control=row["control"],
         samples=[sample_of(one) for one in samples], weight=number(row["weight"]), base=choices_of(row["base_top"]),
         mixed=choices_of(row["mixed_top"]), only=choices_of(row["only_top"]), flipped=bool(row["flipped"]),
-        kl=number(row["kl"]), entropy=number(row["entropy"]),
+        kl=number(row["kl"]), entropy=number(row["entropy"]), base_logprob=row["base_logprob"],
+        mixed_logprob=row["mixed_logprob"], only_logprob=row["only_logprob"],
     )  # fmt: skip
 
 

@@ -75,7 +75,9 @@ class Thought:
     control: str
     weight: float | None
     kl: float | None
+    gain: float | None
     entropy: float | None
+    surprise: float | None
     flipped: bool
     base_token: str | None
     mixed_token: str | None

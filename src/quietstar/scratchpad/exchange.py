@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad import schema
-from quietstar.scratchpad.columns import insert, plain, to_json
+from quietstar.scratchpad.columns import insert, plain, real, to_json
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.recorder import RunWriter, new_id, now
 from quietstar.scratchpad.store import Store, checked_tag
@@ -42,7 +42,7 @@ class Line:
     Args:
         quietstar: form of the line. id, started, batch, continues, tags, note: as in the table `runs`.
         trace: as `Trace.to_dict` gives it; of a batch, with this run's own prompt only.
-        interventions: as `Intervention.to_dict` gives them.
+        interventions: as `Intervention.to_dict` gives them. measures: as `Store.measured` gives them.
     """
 
     quietstar: int
@@ -54,6 +54,7 @@ class Line:
     tags: list[str] = field(default_factory=list)
     note: str = ""
     interventions: list[Intervention] = field(default_factory=list)
+    measures: dict[int, dict[str, float | None]] = field(default_factory=dict)
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def line(store: Store, run: str) -> dict[str, Any]:
         "quietstar": FORM, "id": entry.id, "started": entry.started, "batch": entry.batch,
         "continues": entry.continues, "tags": list(entry.tags), "note": entry.note,
         "trace": replace(trace, start=own).to_dict(),
-        "interventions": [one.to_dict() for one in store.interventions(run)],
+        "interventions": [one.to_dict() for one in store.interventions(run)], "measures": store.measured(run),
     }  # fmt: skip
 
 
@@ -258,6 +259,11 @@ def _insert(db: sqlite3.Connection, one: Line, name: str) -> None:
         statements += writer.add(event)
     statements += [insert("tags", {"run": name, "tag": tag}) for tag in dict.fromkeys(one.tags)]
     statements += [insert("interventions", made.row(name, made.made or now())) for made in one.interventions]
+    statements += [
+        insert("measures", {"run": name, "position": position, "name": plain(key), "value": real(value)})
+        for position, values in one.measures.items()
+        for key, value in values.items()
+    ]
     statements.append(("UPDATE runs SET note = ? WHERE id = ?", [plain(one.note), name]))
     for statement, values in statements:
         db.execute(statement, values)

@@ -39,7 +39,8 @@ def histogram(store: Store, measure: str, bins: int = 40, **chosen: Any) -> Hist
         raise QuietStarError(f"bins must be at least 1, got {bins}")
     where, values = search.of_thoughts(store, **chosen)
     source = f"FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where}"
-    finite = f"CASE WHEN t.{measure} BETWEEN -1e300 AND 1e300 THEN t.{measure} END"
+    value = MEASURES[measure]
+    finite = f"CASE WHEN {value} BETWEEN -1e300 AND 1e300 THEN {value} END"
     low, high, count, known = store.select(
         f"SELECT min({finite}), max({finite}), count(*), count({finite}) {source}", values
     )[0]

@@ -172,11 +172,35 @@ SELECT t.run, r.started, r.model, r.base, r.asked, t.position, t.context, t.text
 FROM thoughts t JOIN runs r ON r.id = t.run;
 """
 
+_MEASURES = """
+ALTER TABLE thoughts ADD COLUMN base_logprob REAL;   -- of the token that was said, nats, without the thought
+ALTER TABLE thoughts ADD COLUMN mixed_logprob REAL;  -- with it
+ALTER TABLE thoughts ADD COLUMN only_logprob REAL;   -- from it alone
+CREATE INDEX thoughts_gain ON thoughts(mixed_logprob - base_logprob);
+CREATE INDEX thoughts_surprise ON thoughts(-mixed_logprob);
+
+CREATE TABLE measures (
+    run TEXT NOT NULL,                -- id of the run
+    position INTEGER NOT NULL,        -- the thought's
+    name TEXT NOT NULL,               -- what was measured, see quietstar.scratchpad.statistics
+    value REAL,                       -- NULL where it has no value
+    PRIMARY KEY (run, position, name),
+    FOREIGN KEY (run, position) REFERENCES thoughts(run, position) ON DELETE CASCADE
+) WITHOUT ROWID;
+
+DROP VIEW thought_list;
+CREATE VIEW thought_list AS
+SELECT t.run, r.started, r.model, r.base, r.asked, t.position, t.context, t.text AS thought,
+       t.trigger, t.control, t.weight, t.kl, t.entropy, t.flipped, t.base_token, t.mixed_token, t.only_token,
+       t.mixed_logprob - t.base_logprob AS gain, -t.mixed_logprob AS surprise
+FROM thoughts t JOIN runs r ON r.id = t.run;
+"""
+
 # One script a version: the script at index v brings a file from version v to v + 1. Add, never change: files made by
 # every release are out there (tests/test_schema.py keeps one of each).
-MIGRATIONS: list[str] = [_FIRST]
+MIGRATIONS: list[str] = [_FIRST, _MEASURES]
 
-TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions")
+TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
 
 
 def default_path() -> Path | None:

@@ -15,7 +15,10 @@ from typing import Any, Protocol
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad.columns import plain
 
-MEASURES = ("kl", "weight", "entropy")  # what thoughts can be bounded by
+MEASURES = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
+    "kl": "t.kl", "weight": "t.weight", "gain": "(t.mixed_logprob - t.base_logprob)", "entropy": "t.entropy",
+    "surprise": "(-t.mixed_logprob)",
+}  # fmt: skip
 
 _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
@@ -97,7 +100,7 @@ def of_thoughts(
         for measure, bound in (bounds or {}).items():
             if measure not in MEASURES:
                 raise QuietStarError(f"bounds are of {', '.join(MEASURES)}; got {measure!r}")
-            conditions.append(f"t.{measure} {sign} ?")
+            conditions.append(f"{MEASURES[measure]} {sign} ?")
             values.append(bound)
     return where(conditions), values
 

@@ -22,8 +22,7 @@ from quietstar.scratchpad.recorder import Recorder, RunWriter, new_id, now
 from quietstar.scratchpad.trace import ThoughtEvent, Trace
 
 PAGE = 100  # runs fetched at once
-ORDERS = ("kl", "weight", "entropy", "position", "number")  # what thoughts can be sorted by
-MEASURES = search.MEASURES  # and bounded by
+ORDERS = {**search.MEASURES, "position": "t.position", "number": "t.number"}  # what thoughts can be sorted by
 
 _Entry = TypeVar("_Entry")
 
@@ -182,8 +181,8 @@ class Store:
 
         Args:
             query: words that stand in the thought. run, tag, model, trigger, control, flipped: only those.
-            least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, entropy.
-            order: kl, weight, entropy, position, or number (order of arrival). descending: largest first.
+            least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, gain, entropy, surprise.
+            order: one of these, position, or number (order of arrival). descending: largest first; unknown last.
             limit, offset: which part of the list; all of it where limit is None.
         """
         if order not in ORDERS:
@@ -194,9 +193,10 @@ class Store:
         )  # fmt: skip
         way = "DESC" if descending else "ASC"
         rows = self._rows(
-            "SELECT t.*, r.model, (SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
+            f"SELECT t.*, {search.MEASURES['gain']} AS gain, {search.MEASURES['surprise']} AS surprise, r.model, "
+            "(SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
             f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
-            f"ORDER BY t.{order} {way}, t.number {way} LIMIT ? OFFSET ?",
+            f"ORDER BY {ORDERS[order]} {way} NULLS LAST, t.number {way} LIMIT ? OFFSET ?",
             [*values, -1 if limit is None else limit, offset],
         )
         return [Thought.of(row) for row in rows]
@@ -217,7 +217,8 @@ class Store:
 
     def rows(self, table: str, run: str) -> list[sqlite3.Row]:
         """The rows of one run in a table, in its order; tables as in `schema.TABLES`."""
-        key, order = ("id", "number") if table == "runs" else ("run", "2" if table in ("tags", "tokens") else "number")
+        key = "id" if table == "runs" else "run"
+        order = {"tags": "tag", "tokens": "position", "measures": "position, name"}.get(table, "number")
         return self._rows(f"SELECT * FROM {table} WHERE {key} = ? ORDER BY {order}", [run])
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -288,6 +289,23 @@ class Store:
             values.append(position)
         rows = self._rows(f"SELECT * FROM interventions {search.where(where)} ORDER BY number", values)
         return [Intervention.of(row) for row in rows]
+
+    def measured(self, name: str) -> dict[int, dict[str, float]]:
+        """What `evals.thoughts.measure` found out about the thoughts of a run, by position and name."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self._rows("SELECT position, name, value FROM measures WHERE run = ?", [self.find(name)]):
+            found.setdefault(row["position"], {})[row["name"]] = columns.number(row["value"])
+        return found
+
+    def measure(self, name: str, found: Mapping[int, Mapping[str, float]]) -> None:
+        """Keep what was measured about thoughts of a run, by position and name, in place of what was."""
+        run = self.find(name)
+        statement = "INSERT OR REPLACE INTO measures (run, position, name, value) VALUES (?, ?, ?, ?)"
+        self.change(
+            (statement, [run, position, key, columns.real(value)])
+            for position, values in found.items()
+            for key, value in values.items()
+        )
 
     def continued_with(self, number: int, text: str) -> None:
         """Write down the text that followed an intervention, known by its number."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass
@@ -109,6 +109,8 @@ class ThoughtEvent(Event):
         samples: the thoughts. weight: mixing weight w, mean over samples.
         base, mixed, only: likeliest next tokens without, with and from only the thought, best first, at temperature 1.
         flipped: whether the likeliest token changed. kl: KL(mixed || base) in nats. entropy: of the base, in nats.
+        base_logprob, mixed_logprob, only_logprob: of the token that was said, in nats, without, with and from only the
+            thought, at temperature 1; None in records of schema 2 and before.
     """
 
     event: ClassVar[str] = "thought"
@@ -124,6 +126,16 @@ class ThoughtEvent(Event):
     flipped: bool
     kl: float
     entropy: float
+    base_logprob: float | None = None
+    mixed_logprob: float | None = None
+    only_logprob: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """What the thought gave the token that was said: its log-probability with it less that without it, nats."""
+        if self.mixed_logprob is None or self.base_logprob is None:
+            return None
+        return self.mixed_logprob - self.base_logprob
 
 
 @dataclass
@@ -253,6 +265,7 @@ class Trace:
                 "position": t.position, "context": self.context(t.position), "thought": t.samples[0].text,
                 "trigger": t.trigger, "control": t.control, "weight": t.weight, "without": t.base[0].text,
                 "with": t.mixed[0].text, "only": t.only[0].text, "flipped": t.flipped, "kl": t.kl, "entropy": t.entropy,
+                "gain": t.gain,
             }
             for t in self.thoughts
         )  # fmt: skip

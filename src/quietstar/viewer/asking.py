@@ -15,6 +15,7 @@ from quietstar.scratchpad.columns import number, plain
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
 from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.viewer import pages
 from quietstar.viewer.live import Frame
 
 if TYPE_CHECKING:
@@ -90,19 +91,20 @@ def change(model: QuietStar, store: Store, run: str, position: int, wanted: Chan
 
 def _place(model: QuietStar, store: Store, run: str, position: int) -> tuple[Trace, ThoughtEvent]:
     """A recorded run and its thought, if this is the model that had it."""
-    from quietstar.identity import identify
+    return _made_by(model, store, run), store.thought(run, position)
+
+
+def _made_by(model: QuietStar, store: Store, run: str) -> Trace:
+    """A recorded run, if this is the model that made it."""
+    from quietstar.evals.thoughts import check_same
 
     trace = store.trace(run)
-    was, here = trace.start.identity, identify(model)
-    if (was.base_hash, was.head_hash, was.adapter_hash) != (here.base_hash, here.head_hash, here.adapter_hash):
-        raise QuietStarError(
-            f"this run was made by {trace.start.model}, and the page runs another model or other weights; to change "
-            f"its thoughts start `quietstar view --model {trace.start.model}`"
-        )
-    return trace, store.thought(run, position)
+    check_same(model, trace, f"start `quietstar view --model {trace.start.model}`")
+    return trace
 
 
 def _tries(model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change) -> Iterator[Intervention]:
+    from quietstar.evals.thoughts import forced_weight
     from quietstar.interventions import Control
 
     own = thought.samples[0].ids
@@ -132,7 +134,7 @@ def _tries(model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change
             options["control"] = control
         about = {"seed": wanted.seed} if control.name == "shuffled" else {}
     found = model.resample(
-        thought.position, count, of=trace.ids[: thought.position + 1], mixing_weight=_weight(trace),
+        thought.position, count, of=trace.ids[: thought.position + 1], mixing_weight=forced_weight(trace),
         show=max(len(thought.base), 1), **_tensors(options),
     )  # fmt: skip
     for row in range(count):
@@ -173,16 +175,6 @@ def _donor(trace: Trace, thought: ThoughtEvent, wanted: Change) -> ThoughtEvent:
     return having[earlier[(wanted.seed or 0) % len(earlier)]]
 
 
-def _weight(trace: Trace) -> float | None:
-    """The mixing weight the run had forced on it, None where the head chose."""
-    from quietstar.interventions import Control
-
-    settings = trace.start.settings
-    forced = Control.parse(settings.get("control") or "own").weight
-    fixed: float | None = settings.get("mixing_weight") if forced is None else forced
-    return fixed
-
-
 def _intervention(
     model: QuietStar, trace: Trace, found: Resampled, row: int, kind: str, about: dict[str, Any]
 ) -> Intervention:
@@ -201,6 +193,17 @@ def _intervention(
         kl=0.0 if none else number(float(found.kl[row])), flipped=not none and bool(found.flipped[row]),
         settings=about,
     )  # fmt: skip
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def measure(model: QuietStar, store: Store, run: str) -> Frames:
+    """Measure what only the weights can tell about a run's thoughts, keep it, and tell all its statistics."""
+    from quietstar.evals import thoughts
+
+    store.measure(run, thoughts.measure(model, _made_by(model, store, run)))
+    yield Frame("statistics", pages.statistics(store, run))
 
 
 # -- what would have followed -----------------------------------------------------------------------------------------
@@ -236,6 +239,7 @@ def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) ->
     """
     import torch
 
+    from quietstar.evals.thoughts import forced_weight
     from quietstar.text import TextStream
 
     before = trace.ids[: made.position + 1]
@@ -245,7 +249,7 @@ def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) ->
     thoughts = None if only else torch.tensor(made.sample.ids, dtype=torch.long).view(1, 1, 1, -1)
     # its own tokens stand there whatever the run put in place of thoughts; a forced weight stays forced
     first = replace(settings, max_new_tokens=1, trigger="always", samples=1, thought_temperature=None,
-                    control="none" if only else "own", mixing_weight=_weight(trace), speculate=0)  # fmt: skip
+                    control="none" if only else "own", mixing_weight=forced_weight(trace), speculate=0)  # fmt: skip
     ids = list(before)
     for event in model.stream([ids], settings=first, thoughts=thoughts):
         if isinstance(event, TokenEvent):

@@ -79,7 +79,7 @@ def _data(store: Store, runs: Sequence[str]) -> dict[str, Any]:
             whole["run"]["continues"] = None
         positions = whole["thoughts"]["position"]
         inside.append({
-            "page": whole, "entry": pages.entry(store.run(run)),
+            "page": whole, "entry": pages.entry(store.run(run)), "statistics": pages.statistics(store, run),
             "thoughts": {position: pages.thought(store, run, position) for position in positions},
         })  # fmt: skip
         listed += [one.to_dict() for one in store.thoughts(run=run, order="position", descending=False, limit=None)]

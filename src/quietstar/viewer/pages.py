@@ -7,7 +7,6 @@ thought's tokens, samples and candidates when it is looked at. Knows the store; 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +16,9 @@ from quietstar.errors import QuietStarError
 from quietstar.scratchpad import overview
 from quietstar.scratchpad.entries import Run
 from quietstar.scratchpad.search import MEASURES
-from quietstar.scratchpad.store import ORDERS, Store
+from quietstar.scratchpad.statistics import MEASURES as STATISTICS
+from quietstar.scratchpad.statistics import early_answering, of_runs
+from quietstar.scratchpad.store import Store
 
 RUNS_AT_ONCE, THOUGHTS_AT_ONCE = 50, 100
 _LINE = 240  # characters of a prompt or an answer in a list
@@ -52,12 +53,11 @@ def run(store: Store, name: str) -> dict[str, Any]:
     """A run as its page opens: everything but the insides of its thoughts.
 
     `tokens` and `thoughts` are columns, one value a token or thought. `gain` of a thought is log p(said with it) -
-    log p(said without it) in nats, known where the token that was said is among the recorded candidates.
+    log p(said without it) in nats.
     """
     whole = store.run(name)
     row = store.rows("runs", whole.id)[0]
     tokens = store.rows("tokens", whole.id)
-    said = {token["position"]: token for token in tokens}
     thoughts = store.rows("thoughts", whole.id)
     changed = sorted({made.position for made in store.interventions(whole.id)})
     return {
@@ -69,25 +69,30 @@ def run(store: Store, name: str) -> dict[str, Any]:
         "thoughts": {
             **{name: [one[name] for one in thoughts]
                for name in ("position", "text", "trigger", "control", "weight", "kl", "entropy", "flipped")},
-            "gain": [_gain(one["base_top"], said.get(one["position"] + 1)) for one in thoughts],
+            "gain": [None if None in (one["mixed_logprob"], one["base_logprob"])
+                     else one["mixed_logprob"] - one["base_logprob"] for one in thoughts],
         },
         "changed": changed,
     }  # fmt: skip
 
 
-def _gain(base_top: str, said: Mapping[str, Any] | Any) -> float | None:
-    if said is None or said["logprob"] is None:
-        return None
-    for token, _, prob in json.loads(base_top):
-        if token == said["token"] and float(prob) > 0:
-            return float(said["logprob"] - math.log(float(prob)))
-    return None
+def statistics(store: Store, name: str) -> dict[str, Any]:
+    """The statistics over a run's thoughts, the curve of early answering, and whether the model has measured them."""
+    measured = store.measured(name)
+    found = of_runs(store, name)
+    return {
+        "statistics": [one.to_dict() for one in found], "early": early_answering(measured.values()),
+        "measured": len(measured), "missing": [] if measured else [
+            {"label": one.label, "formula": one.formula} for one in STATISTICS.values() if one.model
+        ],
+    }  # fmt: skip
 
 
 def thought(store: Store, name: str, position: int) -> dict[str, Any]:
-    """One thought with all its samples and candidates, and what was tried in its place."""
+    """One thought with all its samples and candidates, what was measured about it and what was tried in its place."""
     return store.thought(name, position).to_dict() | {
-        "tries": [made.to_dict() for made in store.interventions(name, position)]
+        "measures": store.measured(name).get(position, {}),
+        "tries": [made.to_dict() for made in store.interventions(name, position)],
     }
 
 
@@ -104,7 +109,7 @@ def thoughts(
 
 
 def histograms(store: Store, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """How w, KL and entropy of the chosen thoughts are spread."""
+    """How each measure of the chosen thoughts is spread."""
     return {measure: asdict(overview.histogram(store, measure, **chosen)) for measure in MEASURES}
 
 
@@ -124,7 +129,7 @@ def filters(asked: Mapping[str, str]) -> dict[str, Any]:
 
 def order(asked: Mapping[str, str]) -> tuple[str, bool]:
     """The order as it stands in an address."""
-    return asked.get("order") or ORDERS[0], asked.get("way") != "up"
+    return asked.get("order") or "kl", asked.get("way") != "up"
 
 
 def _number(name: str, text: str) -> float:

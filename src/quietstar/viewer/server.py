@@ -75,6 +75,7 @@ def build(store: Store, live: Live | None) -> Starlette:
         Route("/api/about", record.about),
         Route("/api/runs", record.runs),
         Route("/api/runs/{run}", record.run),
+        Route("/api/runs/{run}/statistics", record.statistics),
         Route("/api/runs/{run}/thoughts/{position:int}", record.thought),
         Route("/api/thoughts", record.thoughts),
         Route("/api/histograms", record.histograms),
@@ -84,6 +85,7 @@ def build(store: Store, live: Live | None) -> Starlette:
         routes += [
             Route("/api/ask", thinking.ask, methods=["POST"]),
             Route("/api/runs/{run}/thoughts/{position:int}/change", thinking.change, methods=["POST"]),
+            Route("/api/runs/{run}/measure", thinking.measure, methods=["POST"]),
             Route("/api/runs/{run}/interventions/{number:int}/follow", thinking.follow, methods=["POST"]),
         ]
     return Starlette(
@@ -123,6 +125,9 @@ class _Record:
     def run(self, request: Request) -> Response:
         return Json(pages.run(self.store, request.path_params["run"]))
 
+    def statistics(self, request: Request) -> Response:
+        return Json(pages.statistics(self.store, request.path_params["run"]))
+
     def thought(self, request: Request) -> Response:
         return Json(pages.thought(self.store, request.path_params["run"], request.path_params["position"]))
 
@@ -152,6 +157,11 @@ class _Thinking:
         wanted = await _form(request, asking.Change)
         run, position = request.path_params["run"], request.path_params["position"]
         return self._stream(lambda model: asking.change(model, self.store, run, position, wanted))
+
+    async def measure(self, request: Request) -> Response:
+        await _body(request)
+        run = request.path_params["run"]
+        return self._stream(lambda model: asking.measure(model, self.store, run))
 
     async def follow(self, request: Request) -> Response:
         most = (await _body(request)).get("most")

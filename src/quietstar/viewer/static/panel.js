@@ -61,7 +61,7 @@ export class Panel {
       if (asked !== this.asked) return; // another one was chosen meanwhile
       fill(
         this.body,
-        this.#head(place, token), this.#numbers(thought, token), this.#samples(detail),
+        this.#head(place, token), this.#numbers(thought, token), this.#measured(detail.measures ?? {}), this.#samples(detail),
         bars([
           ["without", detail.base], ["with", detail.mixed], ["only the thought", detail.only],
         ]),
@@ -95,6 +95,14 @@ export class Panel {
       thought.control !== "own" && h("div", {}, h("dt", {}, "in its place"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
     );
     return h("div", {}, list, thought.flipped && h("p", { class: "flag" }, "changed the likeliest word"));
+  }
+
+  // What the model measured about this thought; the statistics of the run say what each is.
+  #measured(found) {
+    const shown = [["compute", "compute effect", 4], ["content", "content effect", 4], ["garble", "garble", 2], ["greedy", "as the base", 2], ["early_area", "early answering", 2]];
+    const known = shown.filter(([name]) => name in found);
+    if (!known.length) return null;
+    return h("dl", { class: "numbers" }, known.map(([name, label, digits]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(found[name], digits)))));
   }
 
   #whole(text) {

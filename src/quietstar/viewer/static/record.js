@@ -35,18 +35,15 @@ export class Run {
     if (event.event === "start") this.prompts = event.prompts[0];
     if (event.event === "thought") {
       const { position, trigger, control, flipped } = event;
-      const thought = { position, trigger, control, flipped, text: event.samples[0]?.text ?? "", gain: null };
+      const thought = { position, trigger, control, flipped, text: event.samples[0]?.text ?? "" };
       for (const name of ["weight", "kl", "entropy"]) thought[name] = real_of(event[name]);
+      thought.gain = event.base_logprob === null ? null : real_of(event.mixed_logprob) - real_of(event.base_logprob);
       this.thoughts.set(position, thought);
       this.details.set(position, { ...event, tries: [] });
     }
     if (event.event !== "token") return null;
     const token = { position: event.position, id: event.id, text: event.text, logprob: real_of(event.logprob) };
     this.tokens.push(token);
-    const before = this.details.get(token.position - 1)?.base.find((one) => one.id === token.id);
-    if (before && token.logprob !== null) {
-      this.thoughts.get(token.position - 1).gain = token.logprob - Math.log(real_of(before.prob));
-    }
     return token;
   }
 
@@ -78,7 +75,7 @@ export const MEASURES = {
   weight: { label: "w", long: "how much weight the thought was given", unit: "", bend: 1 },
   gain: {
     label: "gain", unit: "nats", bend: 0.5,
-    long: "log-probability of the word that was said, with the thought minus without; known where it is among the recorded candidates",
+    long: "log-probability of the word that was said, with the thought minus without",
   },
   entropy: { label: "entropy", long: "how undecided the prediction was without the thought", unit: "nats", bend: 1 },
   surprise: { label: "surprise", long: "how unlikely the word was that was said: −log p, with the thought", unit: "nats", bend: 0.5 },

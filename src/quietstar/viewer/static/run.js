@@ -6,6 +6,7 @@ import { Panel } from "./panel.js";
 import { Passage } from "./passage.js";
 import { MEASURES, Run, largest } from "./record.js";
 import { source } from "./source.js";
+import { statistics } from "./statistics.js";
 import { Strip } from "./strip.js";
 
 export async function runPage({ parts, about }) {
@@ -130,6 +131,7 @@ function head(run, about) {
         h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(`${one.dtype} on ${one.device}, quietstar ${one.version}`)))),
       one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
     ),
+    one.thoughts > 0 && statistics(one, Boolean(about.model)),
     h(
       "p", { class: "links" },
       one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before it"),

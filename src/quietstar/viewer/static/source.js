@@ -2,6 +2,8 @@
 
 import { real_of } from "./dom.js";
 
+const BOUNDED = ["kl", "weight", "gain", "entropy", "surprise"]; // measures of a thought that lists go by
+
 async function read(path, query = {}) {
   const kept = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   const answer = await fetch(`/api/${path}${kept.length ? `?${new URLSearchParams(kept)}` : ""}`).catch(() => {
@@ -16,6 +18,7 @@ class Server {
   about = () => read("about");
   runs = (query) => read("runs", query);
   run = (id) => read(`runs/${encodeURIComponent(id)}`);
+  statistics = (id) => read(`runs/${encodeURIComponent(id)}/statistics`);
   thought = (id, position) => read(`runs/${encodeURIComponent(id)}/thoughts/${position}`);
   thoughts = (query) => read("thoughts", query);
   histograms = (query) => read("histograms", query);
@@ -69,6 +72,8 @@ class Inside {
 
   run = async (id) => this.#find(id).page;
 
+  statistics = async (id) => this.#find(id).statistics;
+
   async thought(id, position) {
     const found = this.#find(id).thoughts[position];
     if (!found) throw new Error(`run ${id} has no thought at position ${position}`);
@@ -77,15 +82,18 @@ class Inside {
 
   #chosen(query) {
     const words = (query.query ?? "").toLowerCase().split(/[\s"]+/).filter(Boolean);
-    const bounds = ["kl", "weight", "entropy"];
+    const within = (one, name) => {
+      const [least, most] = [query[`min_${name}`], query[`max_${name}`]];
+      const value = real_of(one[name]);
+      return (!least || (value !== null && value >= Number(least))) && (!most || (value !== null && value <= Number(most)));
+    };
     return this.data.list.filter(
       (one) =>
         words.every((word) => one.text.toLowerCase().includes(word)) &&
         ["run", "model", "trigger", "control"].every((name) => !query[name] || one[name] === query[name]) &&
         (!query.tag || this.#find(one.run).page.run.tags.includes(query.tag)) &&
         (!query.flipped || one.flipped === (query.flipped === "1")) &&
-        bounds.every((name) => !query[`min_${name}`] || real_of(one[name]) >= Number(query[`min_${name}`])) &&
-        bounds.every((name) => !query[`max_${name}`] || real_of(one[name]) <= Number(query[`max_${name}`])),
+        BOUNDED.every((name) => within(one, name)),
     );
   }
 
@@ -93,14 +101,15 @@ class Inside {
     const order = query.order || "kl";
     const way = query.way === "up" ? 1 : -1;
     const at = Number(query.offset ?? 0);
-    const sorted = this.#chosen(query).sort((a, b) => way * ((real_of(a[order]) ?? -Infinity) - (real_of(b[order]) ?? -Infinity)));
+    const value = (one) => real_of(one[order]) ?? way * Infinity; // unknown ones last
+    const sorted = this.#chosen(query).sort((a, b) => (value(a) === value(b) ? 0 : way * (value(a) - value(b))));
     return { thoughts: sorted.slice(at, at + 100), more: sorted.length > at + 100 };
   }
 
   async histograms(query) {
     const chosen = this.#chosen(query);
     const out = {};
-    for (const name of ["kl", "weight", "entropy"]) {
+    for (const name of BOUNDED) {
       const values = chosen.map((one) => real_of(one[name])).filter(Number.isFinite);
       const low = values.reduce((a, b) => Math.min(a, b), values[0] ?? 0);
       const high = values.reduce((a, b) => Math.max(a, b), values[0] ?? 0);

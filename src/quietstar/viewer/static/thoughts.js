@@ -6,8 +6,8 @@ import { choice, count, field, fill, h, number, quoted, svg, visible } from "./d
 import { paged } from "./runs.js";
 import { source } from "./source.js";
 
-const COLUMNS = [["kl", "KL", 4], ["weight", "w", 3], ["entropy", "entropy", 2]];
-const FILTERS = ["query", "run", "tag", "model", "trigger", "control", "flipped", "min_kl", "max_kl", "min_weight", "max_weight", "min_entropy", "max_entropy", "order", "way"];
+const COLUMNS = [["kl", "KL", 4], ["weight", "w", 3], ["gain", "gain", 4], ["entropy", "entropy", 2], ["surprise", "surprise", 2]];
+const FILTERS = ["query", "run", "tag", "model", "trigger", "control", "flipped", ...COLUMNS.flatMap(([name]) => [`min_${name}`, `max_${name}`]), "order", "way"];
 
 export async function thoughtsPage({ query, about }) {
   document.title = "thoughts · quietstar";

@@ -1,0 +1,183 @@
+"""What only the weights can tell about recorded thoughts: did their content matter, when was the next token settled,
+are they likely as text, do they say what the base would say anyway.
+
+All places of a run are measured side by side over one prefix. Knows the model and a trace; definitions, and statistics
+over the numbers, are in `quietstar.scratchpad.statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from quietstar import interventions
+from quietstar.errors import QuietStarError
+from quietstar.identity import identify
+from quietstar.interventions import Control
+from quietstar.model import UNEMBED_ROWS, Place, chunks
+from quietstar.rows import Prefix, Rows
+from quietstar.scoring import filler_token, rows_at_once
+from quietstar.scratchpad.statistics import area_over, overlap
+from quietstar.scratchpad.trace import Trace
+
+if TYPE_CHECKING:
+    from quietstar.api import QuietStar
+
+Values = dict[str, float]
+
+
+def check_same(model: QuietStar, trace: Trace, told: str) -> None:
+    """Refuse a run that other weights made; `told` says what to do.
+
+    Raises:
+        QuietStarError: the weights differ.
+    """
+    was, here = trace.start.identity, identify(model)
+    if (was.base_hash, was.head_hash, was.adapter_hash) != (here.base_hash, here.head_hash, here.adapter_hash):
+        raise QuietStarError(
+            f"this run was made by {trace.start.model}, and this is another model or has other weights; {told}"
+        )
+
+
+def forced_weight(trace: Trace) -> float | None:
+    """The mixing weight the run had forced on it, None where the head chose."""
+    settings = trace.start.settings
+    forced = Control.parse(settings.get("control") or "own").weight
+    fixed: float | None = settings.get("mixing_weight") if forced is None else forced
+    return fixed
+
+
+@torch.inference_mode()
+def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
+    """Measure the thoughts of a run, by position; `Store.measure` keeps them.
+
+    Names: "compute", "content" (only where something was said after the thought), "early_area", "early_area_only",
+    "early:J" and "early_only:J" (1 where J tokens of the thought settle the next token), "garble", "greedy". Where a
+    place has several samples, each is measured for itself and the mean is given.
+
+    Raises:
+        QuietStarError: other weights made the run, or its thoughts are not the model's own.
+    """
+    check_same(model, trace, f"load {trace.start.model}")
+    control = trace.start.settings.get("control") or "own"
+    if Control.parse(control).name not in ("own", "only"):
+        raise QuietStarError(f"this run has no thoughts of the model's own to measure: {control} stood in their place")
+    ids = torch.tensor([trace.ids], device=model.device)
+    if not trace.thoughts or not ids.shape[1]:
+        return {}
+    prefix, hidden_1NE = model.read(ids)
+    rows = [
+        (len(sample.ids), thought.position, number, sample.ids)
+        for thought in trace.thoughts
+        for number, sample in enumerate(thought.samples)
+    ]
+    found: dict[int, list[Values]] = {}
+    for _, group in groupby(sorted(rows), key=lambda row: row[0]):
+        for position, values in _of_one_length(_Rows(model, prefix, hidden_1NE[0], ids[0], list(group)),
+                                               forced_weight(trace)):  # fmt: skip
+            found.setdefault(position, []).append(values)
+    return {
+        position: {name: sum(one[name] for one in samples) / len(samples) for name in samples[0]}
+        for position, samples in sorted(found.items())
+    }
+
+
+class _Rows:
+    """Thoughts of one length: where they stand, their tokens, and the text around them."""
+
+    def __init__(
+        self, model: QuietStar, prefix: Prefix, base_NE: Tensor, ids: Tensor,
+        rows: list[tuple[int, int, int, list[int]]],
+    ) -> None:  # fmt: skip
+        self.model, self.prefix = model, prefix
+        self.length = rows[0][0]
+        position, sample = (torch.tensor([row[n] for row in rows], device=ids.device) for n in (1, 2))
+        self.place = Place(torch.zeros_like(position), position, sample)
+        self.own = torch.tensor([row[3] for row in rows], dtype=torch.long, device=ids.device).view(len(rows), -1)
+        self.base_RE = base_NE[position]
+        self.said_R = torch.where(position + 1 < len(ids), ids[(position + 1).clamp_max(len(ids) - 1)], -1)
+
+    def predict(self, thoughts: Tensor, weight: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """With `thoughts` (R, T): log-probability of the said token, likeliest token mixed and alone; (R,) each."""
+        parts = []
+        for r in chunks(len(self.place), rows_at_once(self.prefix, thoughts.shape[1], 1)):
+            thought = self.model.think(self.prefix, self.place[r], length=thoughts.shape[1], tokens=thoughts[r])
+            hidden_RE = thought.hidden
+            for q in chunks(len(hidden_RE), UNEMBED_ROWS):
+                _, mixed_QV, only_QV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
+                said_Q1 = self.said_R[r][q].clamp_min(0)[:, None]
+                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], mixed_QV.argmax(-1), only_QV.argmax(-1)))
+        logprob, mixed, only = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logprob, mixed, only
+
+    def base(self) -> Tensor:
+        """Log-probability of the said token without a thought, (R,)."""
+        parts = []
+        for r in chunks(len(self.place), UNEMBED_ROWS):
+            base_RV = torch.log_softmax(self.model.logits(self.base_RE[r]), dim=-1)
+            parts.append(base_RV.gather(-1, self.said_R[r].clamp_min(0)[:, None])[:, 0])
+        return torch.cat(parts)
+
+    def as_text(self) -> tuple[Tensor, Tensor]:
+        """The base's mean log-probability of the thought as text (R,), and its own greedy continuation (R, T)."""
+        likely, greedy = [], []
+        for r in chunks(len(self.place), rows_at_once(self.prefix, self.length, 1)):
+            place, own = self.place[r], self.own[r]
+            hidden_RLE = self.base_RE[r][:, None]
+            if self.length > 1:
+                rows = Rows(self.prefix, place.sequence, place.position + 1)
+                hidden_RLE = torch.cat([hidden_RLE, rows.extend(self.model.embed(own[:, :-1]))], dim=1)
+            each = [
+                torch.log_softmax(self.model.logits(hidden_RLE[q]), -1).gather(-1, own[q][..., None])[..., 0].mean(1)
+                for q in chunks(len(own), max(1, UNEMBED_ROWS // self.length))
+            ]
+            likely.append(torch.cat(each))
+            greedy.append(self._greedy(place, self.base_RE[r]))
+        return torch.cat(likely), torch.cat(greedy)
+
+    def _greedy(self, place: Place, hidden_RE: Tensor) -> Tensor:
+        rows = Rows(self.prefix, place.sequence, place.position + 1, capacity=self.length)
+        chosen = []
+        for j in range(self.length):
+            chosen.append(
+                torch.cat([self.model.logits(hidden_RE[q]).argmax(-1) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+            )
+            if j < self.length - 1:
+                hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]
+        return torch.stack(chosen, dim=1)
+
+    def donated(self) -> Tensor:
+        """For each row the thought of an earlier place, drawn evenly; filler at the first, which has none; (R, T)."""
+        places = self.place.position.unique()  # ascending; only places with a thought have one to give
+        index_R = torch.searchsorted(places, self.place.position)
+        drawn_R = interventions.donor_positions(0, self.place.sequence, index_R)
+        row_of = {int(p): r for r, p in reversed(list(enumerate(self.place.position.tolist())))}
+        source = [row_of[int(places[d])] if d >= 0 else 0 for d in drawn_R.tolist()]
+        return torch.where(drawn_R[:, None] >= 0, self.own[source], filler_token(self.model))
+
+
+def _of_one_length(rows: _Rows, weight: float | None) -> Iterator[tuple[int, Values]]:
+    length = rows.length
+    own_R, mixed_R, only_R = rows.predict(rows.own, weight)
+    filler_R = rows.predict(interventions.filler(rows.own, filler_token(rows.model)), weight)[0]
+    content_R = own_R - rows.predict(rows.donated(), weight)[0]
+    compute_R = filler_R - rows.base()
+    cut = [rows.predict(rows.own[:, :j], weight) for j in range(length)]
+    same = [[found[1 + which] == full for found in cut] for which, full in ((0, mixed_R), (1, only_R))]
+    likely_R, greedy_RT = rows.as_text() if length else (own_R, rows.own)
+    for r, position in enumerate(rows.place.position.tolist()):
+        values: Values = {}
+        if int(rows.said_R[r]) >= 0:
+            values |= {"compute": float(compute_R[r]), "content": float(content_R[r])}
+        for name, columns in zip(("early", "early_only"), same, strict=True):
+            settled = [float(column[r]) for column in columns]
+            values |= {f"{name}:{j}": value for j, value in enumerate(settled)}
+            values["early_area" if name == "early" else "early_area_only"] = area_over([*settled, 1.0])
+        if length:
+            own = rows.own[r].tolist()
+            values |= {"garble": -float(likely_R[r]), "greedy": overlap(own, greedy_RT[r].tolist()) or 0.0}
+        yield position, values
