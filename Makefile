@@ -47,8 +47,7 @@ reproduce: $(VENV)/tested
 	@test -f "$(DATA)/math_text/train.jsonl" || { echo "say where the texts are: make reproduce DATA=folder (with math_text/train.jsonl)"; exit 2; }
 	$(BIN)/quietstar train default-model $(TEXTS)
 	$(BIN)/quietstar train default-model-2 $(TEXTS)
-	$(BIN)/quietstar train default-model-3 $(TEXTS)
-	$(BIN)/quietstar plot runs/default-model runs/default-model-2 runs/default-model-3 --out runs/curves.png
+	$(BIN)/quietstar plot runs/default-model runs/default-model-2 --out runs/curves.png
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/make.py

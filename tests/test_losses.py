@@ -16,7 +16,8 @@ def test_totals_are_means_over_the_tokens_of_score(tiny):
     texts = ["the quick brown fox jumps", "it says the thing and then thinks", "a b c", "before it", "then the end"]
     documents = [Document(text[:3], text) for text in texts]
     report = evaluate(tiny, documents, thought_length=2, controls=["filler", "donor"])
-    scores = [tiny.score(d.text, thought_length=2, controls=["filler", "donor"]) for d in documents]
+    scores = [tiny.score(d.text, thought_length=2, controls=["filler", "donor"], seed=n << 24)  # draws of its own each
+              for n, d in enumerate(documents)]  # fmt: skip
     for name, of in (
         ("base", lambda s: s.base_logprobs), ("own", lambda s: s.mixed_logprobs), ("only", lambda s: s.thought_logprobs),
         ("filler", lambda s: s.controls["filler"].mixed_logprobs), ("donor", lambda s: s.controls["donor"].mixed_logprobs),

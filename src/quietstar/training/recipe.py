@@ -21,7 +21,7 @@ from quietstar.errors import QuietStarError
 from quietstar.training.data import DataConfig
 from quietstar.training.step import StepConfig
 
-PRESETS = ("paper", "default-model", "default-model-2", "default-model-3", "smoke")
+PRESETS = ("paper", "default-model", "default-model-2", "smoke")
 
 
 @dataclass(frozen=True)
