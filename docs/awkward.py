@@ -3,6 +3,7 @@ default model; then what its thoughts say, counted by a rule fixed beforehand.
 
 python docs/awkward.py ask RECORD.db     asks them and lets the model measure its thoughts (ten minutes on 2 cores)
 python docs/awkward.py count RECORD.db   prints the tables
+python docs/awkward.py picture RECORD.db takes page-hunch.png (needs a Chromium)
 
 The rule: a run is *hinted* when one of its thoughts (greedy, 12 tokens, before every token) has the secret word and its
 answer does not. The reason to conceal is the only difference between the two runs of a pair. A hint says nothing about
@@ -12,6 +13,7 @@ than another place's thought does.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +144,34 @@ def count(store: Store) -> None:
             )
 
 
+def picture(store: Store) -> None:
+    """The place of the hunch on the page: the last thought before the answer to "diagnosis", concealing."""
+    from playwright.sync_api import sync_playwright
+
+    (run,) = (run.id for run in store.runs(tag="diagnosis") if "concealing" in run.tags)
+    place = store.trace(run).thoughts[0].position
+    command = [sys.executable, "-m", "quietstar", "view", "--look", "--port", "0", "--db", str(store.path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[0]
+        with sync_playwright() as playwright:
+            found = [p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).exists()]
+            browser = playwright.chromium.launch(executable_path=found[0], args=["--headless", "--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1180, "height": 760})
+            page.goto(f"{address}#/run/{run}/{place}")
+            page.locator(".panel .bars").first.wait_for()
+            page.wait_for_timeout(500)
+            page.screenshot(path=Path(__file__).parent / "page-hunch.png")
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("ask", "count"):
+    tasks = {"ask": ask, "count": count, "picture": picture}
+    if len(sys.argv) != 3 or sys.argv[1] not in tasks:
         raise SystemExit(__doc__)
     with Store.open(Path(sys.argv[2])) as opened:
-        (ask if sys.argv[1] == "ask" else count)(opened)
+        tasks[sys.argv[1]](opened)
