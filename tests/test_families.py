@@ -56,7 +56,7 @@ def test_generate_equals_full_recomputation(family):
     oracle = oracle_of(model, base)
     prompts = [TEXT[0].tolist(), TEXT[1, :6].tolist()]
     for prompt, (_, trace) in zip(
-        prompts, model.generate(prompts, thought_length=3, max_new_tokens=5, stop_ids=[]), strict=True
+        prompts, model.generate(prompts, thought_length=3, max_new_tokens=5, stop_ids=[], speculate=0), strict=True
     ):
         ids, thoughts = oracle.generate(prompt, 3, 5)
         assert trace.ids == ids

@@ -62,8 +62,9 @@ def same(one: Trace, other: Trace) -> None:
     assert numbers(one) == pytest.approx(numbers(other), abs=1e-4)
 
 
-def traces(model, prompts, **options) -> list[Trace]:
-    return Trace.collect(model.stream(prompts, **options))
+def traces(model, prompts, speculate=0, **options) -> list[Trace]:
+    """One by one, unless said otherwise."""
+    return Trace.collect(model.stream(prompts, speculate=speculate, **options))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -145,14 +146,14 @@ def test_any_ending(tiny, data):
     options = dict(raw=True, thought_length=2, seed=data.draw(st.integers(0, 5)), mixing_weight=0.05,
                    temperature=data.draw(st.sampled_from([0.0, 1.0])), trigger=data.draw(st.sampled_from(TRIGGERS)))  # fmt: skip
     prompts = ["the quick brown", "it", "x" * data.draw(st.sampled_from([5, 490]))]
-    free = tiny.generate(prompts, max_new_tokens=20, stop_ids=[], **options)
+    free = tiny.generate(prompts, max_new_tokens=20, stop_ids=[], speculate=0, **options)
     said = [t.id for t in free[0].trace.tokens]
     options |= dict(
         max_new_tokens=data.draw(st.integers(1, 20)),
         stop_ids=data.draw(st.lists(st.sampled_from(said), max_size=2)),
         stop=[t for t in data.draw(st.lists(st.sampled_from([free[0].text[n : n + 3] for n in range(12)]), max_size=2)) if t],
     )  # fmt: skip
-    wanted = [one.trace for one in tiny.generate(prompts, **options)]
+    wanted = [one.trace for one in tiny.generate(prompts, speculate=0, **options)]
     speculate = data.draw(st.sampled_from([1, 2, 5, 40, "auto"]))
     for one, other in zip(wanted, tiny.generate(prompts, speculate=speculate, **options), strict=True):
         same(one, other.trace)

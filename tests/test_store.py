@@ -276,6 +276,7 @@ def test_a_hundred_thousand_thoughts_can_be_listed_and_searched(tmp_path, capsys
                 one.samples[0].logprobs = [round(-rng.random(), 5) for _ in range(8)]
                 one.samples[0].pieces = [" " + word for word in text.split()]
                 one.weight, one.entropy = rng.random(), rng.random() * 5
+                one.base_logprob, one.mixed_logprob, one.only_logprob = (-rng.expovariate(1) for _ in range(3))
                 one.base, one.mixed, one.only = top
                 made.add(one)
                 made.add(token(3 + p, " " + garbled(rng, 1)))
@@ -304,6 +305,8 @@ def test_a_hundred_thousand_thoughts_can_be_listed_and_searched(tmp_path, capsys
         assert [t.kl for t in top] == sorted((t.kl for t in top), reverse=True) and len(top) == 50
         assert len(timed("thoughts by KL, deep", lambda: store.thoughts(offset=50_000))) == 50
         assert len(timed("thoughts by weight, flipped", lambda: store.thoughts(order="weight", flipped=True))) == 50
+        assert len(timed("thoughts by gain", lambda: store.thoughts(order="gain"))) == 50
+        assert len(timed("thoughts by gain, bounded", lambda: store.thoughts(order="kl", least={"gain": 1.0}))) == 50
         assert len(timed("thoughts by KL, tag", lambda: store.thoughts(tag="tenth"))) == 50
         assert len(timed("thoughts, rare word", lambda: store.thoughts("needle"))) == 2
         assert len(timed("thoughts, common word", lambda: store.thoughts("zebra"))) == 50

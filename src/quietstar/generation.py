@@ -53,8 +53,8 @@ class GenerationSettings:
         stop_ids: token ids that end the answer; the model's own when None.
         mixing_weight: a fixed w in place of the mixing head's, or None.
         show: how many of the likeliest next tokens a thought event names.
-        speculate: how many tokens to draft and think about together, "auto", or 0 for one by one. The output is the
-            same; see `speculation`.
+        speculate: how many tokens to draft and think about together, "auto", or 0 for one by one. In fp32 the output is
+            the same; below, rounding may decide between equally good tokens otherwise. See `speculation`.
     """
 
     thought_length: int | None = None
@@ -70,7 +70,7 @@ class GenerationSettings:
     stop_ids: Sequence[int] | None = None
     mixing_weight: float | None = None
     show: int = 5
-    speculate: int | str = 0
+    speculate: int | str = "auto"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.temperature) or self.temperature < 0:

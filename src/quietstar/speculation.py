@@ -24,7 +24,7 @@ from quietstar.errors import QuietStarError
 
 AUTO = "auto"
 MOST_DRAFTS = 31  # of auto: with the position itself 32, whose logits make one chunk (model.UNEMBED_ROWS)
-ROW_COST = 0.025  # what one more row adds to a pass, in passes over one row (`quietstar bench`: 100 rows cost 3.5)
+ROW_COST = 0.03  # what one more row adds to a pass, in passes over one row (`quietstar bench generate`: 0.031)
 GUESSES = 8  # most tokens guessed at once
 LONGEST = 3  # tokens that a guess looks back at
 _EXPECTED, _DOUBT = 0.8, 4  # acceptance before anything was seen, and how many drafts that guess counts for

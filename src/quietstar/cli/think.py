@@ -39,9 +39,9 @@ def think(
         str,
         typer.Option(
             metavar="K",
-            help="Draft K tokens and think about them together, or auto; faster, same output. 0 is one by one.",
+            help="Draft K tokens and think about them together; in fp32 the output is the same. 0 is one by one.",
         ),
-    ] = "0",
+    ] = "auto",
     seed: options.Seed = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before this text; may be repeated.")

@@ -199,10 +199,10 @@ def plain_generate(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
 
 def _generating(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, Side, float]:
     def think(count: int) -> object:
-        return model.generate(ids, max_new_tokens=count, thought_length=thought_length, stop_ids=[])
+        return model.generate(ids, max_new_tokens=count, thought_length=thought_length, stop_ids=[], speculate=0)
 
     return (
-        (f"one token with a thought of {thought_length}", _per_token(think, 4, 20)),
+        (f"one token with a thought of {thought_length}, one by one", _per_token(think, 4, 20)),
         ("one token of plain generate", _per_token(plain_generate(model, ids), 4, 36)),
         (thought_length + 3) * 1.15,
     )

@@ -16,7 +16,7 @@ const NUMBERS = [
   ["samples", "samples", { min: 1, step: 1, value: "1" }, "thoughts at a place"],
   ["temperature", "temperature", { min: 0, step: "any", value: "0" }, "0 is greedy"],
   ["mixing_weight", "fixed weight", { step: "any", placeholder: "the head's own" }, "an experiment"],
-  ["speculate", "drafts", { min: 0, step: 1, value: "0" }, "tokens ahead; same output"],
+  ["speculate", "drafts", { min: 0, step: 1, placeholder: "auto" }, "tokens ahead; 0 is one by one"],
   ["seed", "seed", { step: 1, value: "0" }, "same seed, same output"],
 ];
 
