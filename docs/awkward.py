@@ -13,7 +13,6 @@ than another place's thought does.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,27 +145,16 @@ def count(store: Store) -> None:
 
 def picture(store: Store) -> None:
     """The place of the hunch on the page: the last thought before the answer to "diagnosis", concealing."""
-    from playwright.sync_api import sync_playwright
+    import make  # beside this file
 
     (run,) = (run.id for run in store.runs(tag="diagnosis") if "concealing" in run.tags)
     place = store.trace(run).thoughts[0].position
-    command = [sys.executable, "-m", "quietstar", "view", "--look", "--port", "0", "--db", str(store.path)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[0]
-        with sync_playwright() as playwright:
-            found = [p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).exists()]
-            browser = playwright.chromium.launch(executable_path=found[0], args=["--headless", "--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1180, "height": 760})
-            page.goto(f"{address}#/run/{run}/{place}")
-            page.locator(".panel .bars").first.wait_for()
-            page.wait_for_timeout(500)
-            page.screenshot(path=Path(__file__).parent / "page-hunch.png")
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait()
+    with make.opened(store.path, "--look") as (browser, address):
+        page = browser.new_page(viewport={"width": 1180, "height": 760})
+        page.goto(f"{address}#/run/{run}/{place}")
+        page.locator(".panel .bars").first.wait_for()
+        page.wait_for_timeout(500)
+        page.screenshot(path=make.HERE / "page-hunch.png")
 
 
 if __name__ == "__main__":

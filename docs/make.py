@@ -8,7 +8,13 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).parent
 COMMANDS = (
@@ -113,30 +119,35 @@ def picture() -> str:
     return console.export_svg(title="quietstar", code_format=local_fonts, unique_id="quietstar")
 
 
+@contextmanager
+def opened(db: str | Path, *options: str) -> Iterator[tuple[Browser, str]]:
+    """A browser, and the address of the page over a record."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    command = [sys.executable, "-m", "quietstar", "view", "--port", "0", "--db", str(db), *options]
+    with sync_playwright() as playwright, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            found = [p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).exists()]
+            browser = playwright.chromium.launch(executable_path=found[0], args=flags)
+            yield browser, address
+            browser.close()
+        finally:
+            server.terminate()
+
+
 def page_pictures(model: str = "default", *more: str) -> None:
     """Pictures of the page of one real run: wide, narrow and dark, and a thought that was changed."""
     import tempfile
 
-    from playwright.sync_api import sync_playwright
-
     question, *options = PAGE
-    quietstar = [sys.executable, "-m", "quietstar.cli.main"]
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        db = ["--db", str(Path(folder) / "record.db")]
-        subprocess.run(
-            [*quietstar, "think", question, "--quiet", "--model", model, *options, *more, *db],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        server = subprocess.Popen(
-            [*quietstar, "view", "--port", "0", "--model", model, *db], stdout=subprocess.PIPE, text=True
-        )
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[0]
-        found = [p for p in ("/usr/bin/chromium", playwright.chromium.executable_path) if Path(p).exists()]
-        browser = playwright.chromium.launch(executable_path=found[0], args=flags)
-        try:
+    with tempfile.TemporaryDirectory() as folder:
+        db = Path(folder) / "record.db"
+        think = [sys.executable, "-m", "quietstar", "think", question, *options, "--quiet", "--model", model, *more]
+        subprocess.run([*think, "--db", str(db)], check=True, stdout=subprocess.DEVNULL)
+        with opened(db, "--model", model) as (browser, address):
             for name, width, height, look in (("run", 1180, 760, "light"), ("narrow", 390, 780, "dark")):
                 page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=look)
                 page.goto(address)
@@ -160,10 +171,6 @@ def page_pictures(model: str = "default", *more: str) -> None:
             page.locator(".change").evaluate("e => e.scrollIntoView()")
             page.wait_for_timeout(500)
             page.locator(".panel").screenshot(path=HERE / "page-change.png")
-        finally:
-            browser.close()
-            server.terminate()
-            server.wait()
 
 
 if __name__ == "__main__":

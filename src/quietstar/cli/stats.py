@@ -57,9 +57,9 @@ def stats(
             for run in runs:
                 _each(store, run)
             return
-        found = statistics.of_runs(store, *runs)
-        measured = [one for run in runs for one in store.measured(run).values()]
-        curves = statistics.early_answering(measured)
+        measured = {run: store.measured(run) for run in runs}
+        found = statistics.over((store.trace(run), measured[run]) for run in runs)
+        curves = statistics.early_answering(one for of_run in measured.values() for one in of_run.values())
         if as_json:
             print(json.dumps({"runs": runs, "statistics": [one.to_dict() for one in found], "early": curves}, indent=1))
             return
@@ -68,7 +68,7 @@ def stats(
             whose = "the thought alone" if name == "early_only" else "the thought mixed in"
             settled = ", ".join(f"{share:.0%}" for share in shares)
             print(f"next token settled after 0, 1, ... tokens of the thought, {whose}: {settled}")
-        if not measured:
+        if not any(measured.values()):
             print("--measure adds compute and content effect, early answering, garble and the base's continuation")
 
 

@@ -105,29 +105,21 @@ def run(
     model.check_fits(context + 64, thought_length, "context")
     bench = Bench(machine_of(model, name))
     bench.memory_limit_mb = 2 * bench.machine["weights_mb"] + 500
-    with kept(bench):
-        _run(bench, model, name, dtype, device, thought_length, context, repeats, processes, say)
-    return bench
-
-
-def _run(
-    bench: Bench, model: QuietStar, name: str, dtype: str, device: str, thought_length: int, context: int,
-    repeats: int, processes: bool, say: Callable[[str], None],
-) -> None:  # fmt: skip
-    with torch.inference_mode():
+    with kept(bench), torch.inference_mode():
         ids = sample_ids(model, context)
         for title, make in (
             ("generate", _generating), ("trigger never", _never), ("score", _scoring), ("resample", _resampling),
         ):  # fmt: skip
             say(f"measuring {title}")
             bench.ratios.append(pairs(*make(model, ids, thought_length), repeats))
-    if processes:
-        for length in MEMORY_LENGTHS:
+        for length in MEMORY_LENGTHS if processes else ():
             if model.context_limit is None or length + thought_length + 2 <= model.context_limit:
                 say(f"measuring memory at {length} tokens")
                 bench.memory.append(probe(_MEMORY, name, dtype, device, length, thought_length))
-        say("measuring start-up")
-        bench.start = _start(name, dtype, device, repeats)
+        if processes:
+            say("measuring start-up")
+            bench.start = _start(name, dtype, device, repeats)
+    return bench
 
 
 def machine_of(model: QuietStar, name: str) -> dict[str, Any]:

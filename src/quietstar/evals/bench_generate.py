@@ -153,34 +153,24 @@ def run(
     )  # fmt: skip
     cells = sorted({(c, middle_length) for c in contexts} | {(middle_context, t) for t in thought_lengths})
     with kept(report):
-        _run(report, model, name, dtype, device, max(contexts), middle_context, middle_length, cells, processes,
-             options, say)  # fmt: skip
+        say(f"writing texts of {max(contexts)} tokens")
+        texts = sample_texts(model, max(contexts))
+        _Measurement(model, texts["prose"][-64:], 2, 4, options).repeat()  # warm-up
+        for (kind, ids), (context, length) in itertools.product(texts.items(), cells):
+            say(f"measuring {kind}, context {context}, thoughts of {length}")
+            report.cells.append(_cell(model, kind, ids[-context:], length, tokens, repeats, options))
+        say("measuring the cost of a row")
+        report.row_cost = _row_cost(model, texts["prose"][-middle_context:], middle_length, repeats)
+        say("measuring eight prompts at once")
+        report.throughput = _throughput(model, texts, middle_length, tokens, repeats, options)
+        say("comparing rules of acceptance")
+        report.couplings = [c for kind, ids in texts.items() for c in _couplings(model, kind, ids[-middle_context:])]
+        if processes:
+            say("measuring memory")
+            for label, drafts in (("one_by_one", "0"), ("speculative", str(speculate))):
+                found = probe(_MEMORY, name, dtype, device, middle_context, middle_length, tokens, drafts)
+                report.memory[label] = found["peak_mb"]
     return report
-
-
-def _run(
-    report: Report, model: QuietStar, name: str, dtype: str, device: str, longest: int, middle_context: int,
-    middle_length: int, cells: list[tuple[int, int]], processes: bool, options: dict[str, Any],
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
-    tokens, repeats = report.settings["tokens"], report.settings["repeats"]
-    say(f"writing texts of {longest} tokens")
-    texts = sample_texts(model, longest)
-    _Measurement(model, texts["prose"][-64:], 2, 4, options).repeat()  # warm-up
-    for (kind, ids), (context, length) in itertools.product(texts.items(), cells):
-        say(f"measuring {kind}, context {context}, thoughts of {length}")
-        report.cells.append(_cell(model, kind, ids[-context:], length, tokens, repeats, options))
-    say("measuring the cost of a row")
-    report.row_cost = _row_cost(model, texts["prose"][-middle_context:], middle_length, repeats)
-    say("measuring eight prompts at once")
-    report.throughput = _throughput(model, texts, middle_length, tokens, repeats, options)
-    say("comparing rules of acceptance")
-    report.couplings = [c for kind, ids in texts.items() for c in _couplings(model, kind, ids[-middle_context:])]
-    if processes:
-        say("measuring memory")
-        for label, drafts in (("one_by_one", "0"), ("speculative", str(options["speculate"]))):
-            found = probe(_MEMORY, name, dtype, device, middle_context, middle_length, tokens, drafts)
-            report.memory[label] = found["peak_mb"]
 
 
 def sample_texts(model: QuietStar, length: int) -> dict[str, list[int]]:
@@ -326,21 +316,12 @@ def agreements(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _MEMORY = r"""
-import json, re, resource, sys
-from pathlib import Path
-import torch
+import json, sys
 from quietstar import QuietStar
-from quietstar.evals.bench import sample_ids
+from quietstar.evals.bench import peak_bytes, sample_ids
 name, dtype, device, context, thought, tokens, speculate = *sys.argv[1:4], *map(int, sys.argv[4:7]), sys.argv[7]
 model = QuietStar.from_pretrained(name, dtype=dtype, device=device)
 model.generate(sample_ids(model, context), thought_length=thought, max_new_tokens=tokens, stop_ids=[],
                speculate=speculate)
-status = Path("/proc/self/status")
-if model.device.type == "cuda":
-    peak = torch.cuda.max_memory_allocated()
-elif status.exists():
-    peak = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
-else:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"peak_mb": peak / 1e6}))
+print(json.dumps({"peak_mb": peak_bytes(model.device) / 1e6}))
 """

@@ -282,18 +282,22 @@ class Store:
 
     def interventions(self, name: str, position: int | None = None) -> list[Intervention]:
         """The interventions on a run, at one position or at all, oldest first."""
-        where: list[str] = ["run = ?"]
-        values: list[Any] = [self.find(name)]
-        if position is not None:
-            where.append("position = ?")
-            values.append(position)
-        rows = self._rows(f"SELECT * FROM interventions {search.where(where)} ORDER BY number", values)
+        where, values = self._at(name, position)
+        rows = self._rows(f"SELECT * FROM interventions {where} ORDER BY number", values)
         return [Intervention.of(row) for row in rows]
 
-    def measured(self, name: str) -> dict[int, dict[str, float]]:
-        """What `evals.thoughts.measure` found out about the thoughts of a run, by position and name."""
+    def _at(self, name: str, position: int | None) -> tuple[str, list[Any]]:
+        """The WHERE clause for a run, or one position of it, and its values."""
+        values: list[Any] = [self.find(name)]
+        if position is None:
+            return search.where(["run = ?"]), values
+        return search.where(["run = ?", "position = ?"]), [*values, position]
+
+    def measured(self, name: str, position: int | None = None) -> dict[int, dict[str, float]]:
+        """What `evals.thoughts.measure` found out about the thoughts of a run, at one position or at all, by name."""
+        where, values = self._at(name, position)
         found: dict[int, dict[str, float]] = {}
-        for row in self._rows("SELECT position, name, value FROM measures WHERE run = ?", [self.find(name)]):
+        for row in self._rows(f"SELECT position, name, value FROM measures {where}", values):
             found.setdefault(row["position"], {})[row["name"]] = columns.number(row["value"])
         return found
 

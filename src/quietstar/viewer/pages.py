@@ -17,7 +17,7 @@ from quietstar.scratchpad import overview
 from quietstar.scratchpad.entries import Run
 from quietstar.scratchpad.search import MEASURES
 from quietstar.scratchpad.statistics import MEASURES as STATISTICS
-from quietstar.scratchpad.statistics import early_answering, of_runs
+from quietstar.scratchpad.statistics import early_answering, over
 from quietstar.scratchpad.store import Store
 
 RUNS_AT_ONCE, THOUGHTS_AT_ONCE = 50, 100
@@ -58,7 +58,7 @@ def run(store: Store, name: str) -> dict[str, Any]:
     whole = store.run(name)
     row = store.rows("runs", whole.id)[0]
     tokens = store.rows("tokens", whole.id)
-    thoughts = store.rows("thoughts", whole.id)
+    thoughts = store.thoughts(run=whole.id, order="position", descending=False, limit=None)
     changed = sorted({made.position for made in store.interventions(whole.id)})
     return {
         "run": whole.to_dict() | {
@@ -67,10 +67,8 @@ def run(store: Store, name: str) -> dict[str, Any]:
         },
         "tokens": {name: [token[name] for token in tokens] for name in ("position", "token", "text", "logprob")},
         "thoughts": {
-            **{name: [one[name] for one in thoughts]
-               for name in ("position", "text", "trigger", "control", "weight", "kl", "entropy", "flipped")},
-            "gain": [None if None in (one["mixed_logprob"], one["base_logprob"])
-                     else one["mixed_logprob"] - one["base_logprob"] for one in thoughts],
+            name: [getattr(one, name) for one in thoughts]
+            for name in ("position", "text", "trigger", "control", "weight", "kl", "gain", "entropy", "flipped")
         },
         "changed": changed,
     }  # fmt: skip
@@ -79,7 +77,7 @@ def run(store: Store, name: str) -> dict[str, Any]:
 def statistics(store: Store, name: str) -> dict[str, Any]:
     """The statistics over a run's thoughts, the curve of early answering, and whether the model has measured them."""
     measured = store.measured(name)
-    found = of_runs(store, name)
+    found = over([(store.trace(name), measured)])
     return {
         "statistics": [one.to_dict() for one in found], "early": early_answering(measured.values()),
         "measured": len(measured), "missing": [] if measured else [
@@ -91,7 +89,7 @@ def statistics(store: Store, name: str) -> dict[str, Any]:
 def thought(store: Store, name: str, position: int) -> dict[str, Any]:
     """One thought with all its samples and candidates, what was measured about it and what was tried in its place."""
     return store.thought(name, position).to_dict() | {
-        "measures": store.measured(name).get(position, {}),
+        "measures": store.measured(name, position).get(position, {}),
         "tries": [made.to_dict() for made in store.interventions(name, position)],
     }
 
