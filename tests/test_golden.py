@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from quietstar import QuietStar
+from quietstar.mixing import mix
 from quietstar.model import Place, QuietStarConfig
 from quietstar.objective import ObjectiveConfig, objective
 from quietstar.training.step import StepConfig, training_loss
@@ -134,7 +135,7 @@ def test_greedy_thinking(name):
         g = model.think(prefix, Place(torch.zeros_like(at), at, torch.zeros_like(at)), length=length,
                         tokens=wanted[f"step{k}.thought_ids"][:, 1:-1]).hidden  # fmt: skip
         h = hidden[:, -1]
-        logits = model.mixed_logits(h, g, model.weight(h, g))
+        logits = model.logits(mix(h, g, model.weight(h, g)))
         recorded = wanted[f"step{k}.logits"][0]
         shown = logits.isfinite() & (recorded > -1e9)
         torch.testing.assert_close(logits[shown], recorded[shown], rtol=1e-3, atol=1e-3)

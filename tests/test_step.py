@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quietstar import QuietStar, QuietStarError
+from quietstar.mixing import mix
 from quietstar.model import Place
 from quietstar.objective import ObjectiveConfig, advantages, objective
 from quietstar.rows import Rows
@@ -115,7 +116,7 @@ def test_entropy_places_are_those_where_the_base_knows_least():
             for k in range(A):
                 if i + k + 1 < N:
                     g, h = rows[:, T + 1 + k], base[b, i + k].expand(P, -1)
-                    mixed = model.mixed_logits(h, g, model.weight(h, g))
+                    mixed = model.logits(mix(h, g, model.weight(h, g)))
                     losses += [(k, -torch.log_softmax(mixed, -1)[:, ids[b, i + k + 1]])]
     wanted = sum(torch.cat([x for k, x in losses if k == j]).mean() for j in range(A)) / A
     assert report.rows == B * count * P

@@ -54,6 +54,8 @@ def load(
 ) -> Any:
     """Build a thinking model of class `cls` from a name; see `QuietStar.from_pretrained`."""
     device = pick_device(device)
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
     options = dict(
         revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
     )
@@ -169,8 +171,6 @@ def _dtype(name: str, options: dict[str, Any], source: dict[str, Any]) -> Any:
     if isinstance(asked, torch.dtype):
         return asked
     if asked != "auto":
-        if asked not in DTYPES:
-            raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {asked!r}")
         return DTYPES[asked]
     if torch.device(options["device"]).type != "cpu":
         return "auto"

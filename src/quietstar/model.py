@@ -269,10 +269,6 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             weight = weight + (self.config.weight_floor - weight).clamp_min(0).detach()
         return weight
 
-    def mixed_logits(self, base_hidden: Tensor, thought_hidden: Tensor, weight: Tensor) -> Tensor:
-        """Logits after mixing hidden states by w, fp32, markers banned; (..., V)."""
-        return self.logits(mix(base_hidden, thought_hidden, weight))
-
     def predict(
         self, base_hidden: Tensor, thought_hidden: Tensor, weight: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,12 +280,25 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         Returns:
             w (R,), mixed log-probabilities (R, V), log-probabilities from the thought alone (R, V).
         """
+        w_R, mixed_RE = self.mixed(base_hidden, thought_hidden, weight)
+        mixed_RV, only_RV = self.logprobs(mixed_RE, thought_hidden)
+        return w_R, mixed_RV, only_RV
+
+    def mixed(self, base_hidden: Tensor, thought_hidden: Tensor, weight: float | None = None) -> tuple[Tensor, Tensor]:
+        """w (R,), the head's or all `weight`, and the hidden states mixed by it (R, E)."""
         if weight is None:
             w_R = self.weight(base_hidden, thought_hidden)
         else:
             w_R = torch.full(base_hidden.shape[:1], float(weight), device=base_hidden.device)
-        mixed_RV = torch.log_softmax(self.mixed_logits(base_hidden, thought_hidden, w_R), dim=-1)
-        return w_R, mixed_RV, torch.log_softmax(self.logits(thought_hidden), dim=-1)
+        return w_R, mix(base_hidden, thought_hidden, w_R)
+
+    def logprobs(self, *hidden: Tensor) -> list[Tensor]:
+        """Log-probabilities (rows, V) of each of several hidden states (rows, E), by one product with the vocabulary.
+
+        One product of many rows costs less than several of few: the weights are read once.
+        """
+        parts = self.unembed(torch.cat(hidden)).split([len(part) for part in hidden])
+        return [torch.log_softmax(ban(part, self.config.marker_ids), dim=-1) for part in parts]
 
     # -- training -----------------------------------------------------------------------------------------------------
 

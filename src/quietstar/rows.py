@@ -288,7 +288,7 @@ class Rows:
         outputs = []
         for number, (sequences, rows) in enumerate(self.blocks):
             most = self._limits[number][1]
-            hidden = call.once(sees, f"rows {number}", partial(self._hidden, call, sees, number, stop))
+            bias = call.once(sees, f"rows {number}", partial(self._bias, call, sees, number, stop, q.dtype))
             outputs.append(
                 _attend_rows(
                     q[rows],
@@ -296,14 +296,17 @@ class Rows:
                     prefix.value[sequences, :, :most],
                     own_key[rows],
                     own_value[rows],
-                    hidden,
+                    bias,
                     how,
                 )
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _hidden(self, call: Pass, sees: Visibility, number: int, stop: int) -> Tensor | None:
-        """Which of [prefix | own] each query of a block may *not* see, (rows, L, N + M); None where all is visible."""
+    def _bias(self, call: Pass, sees: Visibility, number: int, stop: int, dtype: torch.dtype) -> Tensor | None:
+        """0 or minus infinity for the last columns of [prefix | own] and each query of a block, (rows, L, columns).
+
+        All columns before these are visible to all queries; None where there is nothing to hide.
+        """
         fewest, most = self._limits[number]
         rows = self.blocks[number][1]
         position_RL1 = call.position_BL[rows, :, None]
@@ -311,7 +314,8 @@ class Rows:
         if sees.causal and fewest == most and length == 1 and self.blind is None:
             return None
         device = position_RL1.device
-        column_N = torch.arange(most, device=device)
+        shared = fewest if sees.causal and self.blind is None else 0
+        column_N = torch.arange(shared, most, device=device)
         own_M = torch.arange(stop, device=device)
         seen_R1N = column_N < self.visible_R[rows, None, None]
         seen_LM = own_M <= own_M[stop - length :, None]
@@ -324,7 +328,8 @@ class Rows:
         if self.blind is not None:
             blind_L1 = (own_M[stop - length :] >= self.blind[0])[:, None]
             prefix_RLN = prefix_RLN & ~(blind_L1 & (column_N >= self.visible_R[rows, None, None] - self.blind[1]))
-        return ~torch.cat([prefix_RLN, own_RLM], dim=-1)
+        seen_RLX = torch.cat([prefix_RLN, own_RLM], dim=-1)
+        return torch.zeros(seen_RLX.shape, dtype=dtype, device=device).masked_fill_(~seen_RLX, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -344,7 +349,7 @@ class _How:
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
     def normalise(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
-        """Softmax over the last axis in fp32; a sink takes its share of the weight and is dropped.
+        """Softmax over the last axis (fp32 inside, whatever the dtype); a sink takes its share and is dropped.
 
         `scores` has the K key/value heads at axis 1 and the G query heads of each at axis -3.
         """
@@ -352,14 +357,14 @@ class _How:
             heads, group = scores.shape[1], scores.shape[-3]
             sink = self.sinks.to(scores.dtype).view(heads, *[1] * (scores.dim() - 5), group, 1, 1)
             scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        weights = torch.softmax(scores, dim=-1).to(dtype)
         if self.sinks is not None:
             weights = weights[..., :-1]
-        return F.dropout(weights, self.dropout).to(dtype) if self.dropout else weights.to(dtype)
+        return F.dropout(weights, self.dropout) if self.dropout else weights
 
 
 def _attend_rows(
-    q: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, hidden: Tensor | None, how: _How
+    q: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_value: Tensor, bias: Tensor | None, how: _How
 ) -> Tensor:
     """Attention of rows over [prefix | own]; portable (matrix products and one softmax), differentiable.
 
@@ -367,7 +372,7 @@ def _attend_rows(
         q: (R, H, L, D), rows of each of the B sequences together and equally many.
         key, value: prefix states (B, K, N, D).
         own_key, own_value: own states (R, K, M, D).
-        hidden: True where a key is hidden from a query, (R, L, N + M), or None.
+        bias: what to add to the scores of the last keys of [prefix | own], (R, L, columns), or None.
 
     Returns:
         (R, H, L, D).
@@ -389,10 +394,8 @@ def _attend_rows(
             dim=-1,
         )
     )
-    if hidden is not None:
-        hidden_BKnGLX = hidden.view(batch, 1, each, 1, length, seen + own)
-        fill = scores_BKnGLX.masked_fill if scores_BKnGLX.requires_grad else scores_BKnGLX.masked_fill_
-        scores_BKnGLX = fill(hidden_BKnGLX, -torch.inf)
+    if bias is not None:
+        scores_BKnGLX[..., -bias.shape[-1] :] += bias.view(batch, 1, each, 1, length, -1)
     weights = how.normalise(scores_BKnGLX, q.dtype)
     from_prefix = weights[..., :seen].reshape(batch, heads, each * group * length, seen) @ value
     from_own = weights[..., seen:].transpose(1, 2).reshape(rows, heads, group * length, own) @ own_value

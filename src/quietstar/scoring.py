@@ -297,15 +297,19 @@ class _Table:
         b, i = place.sequence[first], place.position[first]
         target_Q = self.ids[b, i + 1]
         base_QE = self.base[b, i]
-        base_QV = torch.log_softmax(model.logits(base_QE), dim=-1)
+        states = [base_QE]
+        if hidden_RE is not None:
+            base_RE = base_QE.repeat_interleave(p, 0) if p > 1 else base_QE
+            w_R, mixed_RE = model.mixed(base_RE, hidden_RE, weight)
+            states += [mixed_RE, hidden_RE]
+        base_QV, *others = model.logprobs(*states)
         self.base_logprobs[b, i] = base_QV.gather(-1, target_Q[:, None])[:, 0]
         self.entropy[b, i] = entropy(base_QV)
-        if hidden_RE is None:
+        if not others:
             self.mixed[b, i] = self.base_logprobs[b, i, None]
             self.weight[b, i], self.kl[b, i] = 0.0, 0.0
             return
-        base_RE = base_QE.repeat_interleave(p, 0) if p > 1 else base_QE
-        w_R, mixed_RV, only_RV = model.predict(base_RE, hidden_RE, weight)
+        mixed_RV, only_RV = others
         target_R1 = target_Q.repeat_interleave(p)[:, None]
         where = (place.sequence, place.position, place.sample)
         self.weight[where] = w_R
