@@ -174,6 +174,8 @@ def page_pictures(model: str = "default", *more: str) -> None:
 
 
 if __name__ == "__main__":
+    if set(sys.argv[1:]) - {"--no-picture"}:
+        sys.exit(__doc__)
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     page = HERE / "record.md"
     page.write_text(record(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -132,11 +132,22 @@ def test_show_prints_all_thoughts_in_order_or_the_top_ones(run, filled):
     assert "· Because" not in out and " ·Because ◆of ·light." in out
     assert "tint: kl from 0 to 0.3" in out and "\x1b" not in out
     top = run("show", "sky", "--top", "1", "--measure", "weight")[1]
-    assert [line.split()[0] for line in top.splitlines() if "{" in line] == ["3"] and "tint: weight" in top
+    assert [line.split()[0] for line in top.splitlines() if "{" in line] == ["3"] and "tint: size of weight" in top
+    assert "tint: none, surprise was not recorded" in run("show", "sky", "--measure", "surprise")[1]
     assert run("runs", "show", "sky")[1] == out
     assert run("show")[1] == run("show", "count")[1], "the newest"
     whole = json.loads(run("show", "sky", "--json")[1])
     assert whole["id"] == "sky00000" and len(whole["trace"]["thoughts"]) == 3
+
+
+def test_show_tints_by_gain_below_zero_too(run, filled):
+    made = trace("Lost")
+    for thought, mixed in zip(made.thoughts, (-1.0, -1.5, -1.25), strict=True):
+        thought.base_logprob, thought.mixed_logprob = -1.0, mixed
+    with Store.open() as store:
+        store.add(made, run="lost0000")
+    assert "tint: size of gain from 0 to 0.5;" in run("show", "lost", "--measure", "gain")[1]
+    assert "tint: surprise from 0 to 1.5;" in run("show", "lost", "--measure", "surprise")[1]
 
 
 def test_show_prints_interventions_in_their_place(run, filled):

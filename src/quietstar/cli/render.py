@@ -16,7 +16,7 @@ from quietstar.scratchpad.trace import Choice, End, Event, Start, ThoughtEvent, 
 from quietstar.text import shows, visible
 
 MARK, FLIP = "·", "◆"
-MEASURES = ("kl", "weight", "entropy")  # what the answer can be tinted by
+MEASURES = ("kl", "weight", "gain", "entropy", "surprise")  # what the answer can be tinted by
 _TINTS = ("", "black on #fdebd3", "black on #fbcf9d", "black on #f7a85e", "black on #e97f26")
 
 
@@ -154,9 +154,10 @@ def change(made: Intervention) -> Text:
 def tinted(trace: Trace, measure: str) -> tuple[Text, float]:
     """The answer, each token tinted by its thought's measure and marked as when it was said; and the largest value.
 
-    Without colours the marks remain.
+    Values below 0 tint like those above, largest in size. Without colours the marks remain.
     """
-    values = {thought.position + 1: float(getattr(thought, measure)) for thought in trace.thoughts}
+    found = {thought.position + 1: getattr(thought, measure) for thought in trace.thoughts}
+    values = {position: abs(float(value)) for position, value in found.items() if value is not None}
     flips = {thought.position + 1 for thought in trace.thoughts if thought.flipped}
     largest = max((value for value in values.values() if math.isfinite(value)), default=0.0)
     out = Text()
@@ -165,7 +166,7 @@ def tinted(trace: Trace, measure: str) -> tuple[Text, float]:
         space = text[: len(text) - len(text.lstrip())] if text.strip() else ""
         value = values.get(token.position)
         out.append(space)
-        if value is not None and text:
+        if token.position in found and text:
             out.append(FLIP, "bold magenta") if token.position in flips else out.append(MARK, "cyan")
         share = min(value / largest, 1.0) if value is not None and largest > 0 and value == value else 0.0
         out.append(text[len(space) :], _TINTS[math.ceil(share * (len(_TINTS) - 1))])

@@ -28,7 +28,9 @@ def show(
     top: Annotated[
         int | None, typer.Option(metavar="N", help="The N most influential thoughts only, instead of all in order.")
     ] = None,
-    measure: Annotated[str, typer.Option(metavar="NAME", help="What tints the answer: kl, weight or entropy.")] = "kl",
+    measure: Annotated[
+        str, typer.Option(metavar="NAME", help="What tints the answer: kl, weight, gain, entropy or surprise.")
+    ] = "kl",
     as_json: Annotated[bool, typer.Option("--json", help="Print all that is recorded as one JSON object.")] = False,
     db: options.Db = None,
 ) -> None:
@@ -85,7 +87,10 @@ def _print(store: Store, entry: Run, top: int | None, measure: str) -> None:
     console.print(shown)
     thoughts = sum(len(trace.thoughts) for trace in traces)
     if thoughts:
-        tint = f"{measure} from 0 to {largest:.4g}" if largest > 0 else f"{measure} is 0 throughout"
+        size = f"size of {measure}" if measure in ("weight", "gain") else measure  # these may be below 0
+        known = any(getattr(thought, measure) is not None for trace in traces for thought in trace.thoughts)
+        nothing = f"{measure} is 0 throughout" if known else f"none, {measure} was not recorded"
+        tint = f"{size} from 0 to {largest:.4g}" if largest > 0 else nothing
         console.print(Text(f"\ntint: {tint}; · thought, ◆ changed the likeliest word", style="dim"))
     for one, trace in zip(entries, traces, strict=True):
         _thoughts(console, trace, store.interventions(one.id), top)

@@ -124,11 +124,6 @@ def _only_gain(trace: Trace, n: int) -> float | None:
     return None if one.only_logprob is None or one.base_logprob is None else one.only_logprob - one.base_logprob
 
 
-def _surprise(trace: Trace, n: int) -> float | None:
-    said = trace.thoughts[n].mixed_logprob
-    return None if said is None else -said
-
-
 def _agreement(trace: Trace, n: int) -> float | None:
     one = trace.thoughts[n]
     if one.only_logprob is None or one.mixed_logprob is None:
@@ -164,7 +159,7 @@ MEASURES: dict[str, Measure] = {
         Measure("gain", "information gain", "nats", "log pm(x) − log p0(x)", _QUIET, lambda t, n: t.thoughts[n].gain),
         Measure("helped", "gain above zero", "share", "log pm(x) > log p0(x)", _HERE, _helped),
         Measure("only_gain", "gain, thought alone", "nats", "log pt(x) − log p0(x)", _HERE, _only_gain),
-        Measure("surprise", "surprise", "nats", "−log pm(x)", _HERE, _surprise),
+        Measure("surprise", "surprise", "nats", "−log pm(x)", _HERE, lambda t, n: t.thoughts[n].surprise),
         Measure("compute", "compute effect", "nats", "log p(x | filler in its place) − log p0(x)",
                 "Pfau et al. 2024, arXiv 2404.15758"),
         Measure("content", "content effect", "nats", "log pm(x) − log p(x | an earlier place's thought)", _HERE),

@@ -137,6 +137,11 @@ class ThoughtEvent(Event):
             return None
         return self.mixed_logprob - self.base_logprob
 
+    @property
+    def surprise(self) -> float | None:
+        """How unlikely the token that was said was, with the thought: minus its log-probability, nats."""
+        return None if self.mixed_logprob is None else -self.mixed_logprob
+
 
 @dataclass
 class TokenEvent(Event):
