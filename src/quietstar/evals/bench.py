@@ -202,7 +202,7 @@ def _generating(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
 
 def _never(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Side, Side, float]:
     def skip(count: int) -> object:
-        return model.generate(ids, max_new_tokens=count, trigger="never", stop_ids=[])
+        return model.generate(ids, max_new_tokens=count, trigger="never", stop_ids=[], speculate=0)
 
     return (
         ("one token, thought skipped", _per_token(skip, 4, 36)),
