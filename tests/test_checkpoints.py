@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_adapters_are_saved_in_their_own_format(tiny_folder, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model = trained(QuietStar.from_base(adapted, AutoTokenizer.from_pretrained(tiny_folder)))
-    model.save_pretrained(tmp_path / "saved")
+    adapted.peft_config["default"].base_model_name_or_path = "no-such-model"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no lookup of that name
+        model.save_pretrained(tmp_path / "saved")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         p.name for p in (tmp_path / "saved/adapter").iterdir()
     }

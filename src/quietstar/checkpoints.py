@@ -380,7 +380,8 @@ def save(model: ThinkingModel, folder: str | Path, save_base: bool | None = None
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(folder / "base")
         if config.adapter:
-            model.base.save_pretrained(folder / "adapter")
+            # "auto" would look up the base's name on the hub; whether its embeddings changed, the fingerprint knows
+            model.base.save_pretrained(folder / "adapter", save_embedding_layers=False)
         save_file(tensors, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
         (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
         config.save_pretrained(folder)
