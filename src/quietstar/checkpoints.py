@@ -54,8 +54,10 @@ def load(
 ) -> Any:
     """Build a thinking model of class `cls` from a name; see `QuietStar.from_pretrained`."""
     device = pick_device(device)
-    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
-        raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+    if isinstance(dtype, str) and dtype != "auto":
+        if dtype not in DTYPES:
+            raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+        dtype = DTYPES[dtype]
     options = dict(
         revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
     )
@@ -167,11 +169,8 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
 
 def _dtype(name: str, options: dict[str, Any], source: dict[str, Any]) -> Any:
     """The asked dtype; "auto" is the checkpoint's own, but fp32 on a CPU whose 16-bit arithmetic is emulated."""
-    asked = options["dtype"]
-    if isinstance(asked, torch.dtype):
-        return asked
-    if asked != "auto":
-        return DTYPES[asked]
+    if options["dtype"] != "auto":
+        return options["dtype"]
     if torch.device(options["device"]).type != "cpu":
         return "auto"
     own = getattr(AutoConfig.from_pretrained(name, **source), "dtype", None) if "gguf_file" not in source else None
