@@ -2,6 +2,7 @@
 # make think ASK="..."  ask yours
 # make view             look at what is recorded, in the browser
 # make test             lint, types and every test
+# make fuzz TIMES=50    the tests of generated inputs, with fifty times as many of them
 # make bench            what thinking costs on this machine
 # make reproduce DATA=folder   train the thoughts of this package again (about two hours on 2 cores)
 # make docs             write docs/commands.md and the README's picture anew
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think view test lint types unit browser bench reproduce docs clean
+.PHONY: think view test lint types unit browser fuzz bench reproduce docs clean
 
 think: $(VENV)/installed
 	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
@@ -37,6 +38,10 @@ browser:
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi || true
 	@if command -v npm >/dev/null && [ ! -d build/axe/node_modules/axe-core ]; then \
 	    npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4.14.1 >/dev/null 2>&1; fi || true
+
+TIMES ?= 20
+fuzz: $(VENV)/tested
+	QUIETSTAR_FUZZ=$(TIMES) $(BIN)/python -m pytest -m fuzz
 
 bench: $(VENV)/installed
 	$(BIN)/quietstar bench
