@@ -30,7 +30,7 @@ types: $(VENV)/tested
 	$(BIN)/mypy
 
 unit: $(VENV)/tested browser
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" -n auto --dist worksteal
 
 # What the tests of the page use where it can be had; they skip, and say so, what they miss.
 browser:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread a process, subprocesses included, set before torch is imported: the suite runs in parallel processes, and
+# threads of several processes that wait for each other take a tiny model from milliseconds to seconds.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
 import io
 import sys
 from pathlib import Path
