@@ -10,14 +10,22 @@ of the decoder carries a `Pass` through the keyword arguments that `transformers
 Which keys a layer may see is asked of the model's own mask definition (causal, sliding window, chunked, ...) at true
 positions, so windows are honoured without a word about any family here.
 
-Shapes: B sequences · N prefix tokens · R rows · L new tokens of this pass · M own tokens of a row so far ·
-H query heads · K key/value heads · G = H / K · D head size · E hidden size.
+One pass of the decoder, top down: `Prefix.extend` or `Rows.extend` makes a `Pass` and runs the decoder under it
+(`_run`); each layer calls the registered attention function (`_attention`), which finds the `Pass` among its keyword
+arguments and asks `Prefix._attend` or `Rows._attend` for the result; `Rows._attend` keeps the new states and lets
+`_attend_rows` do the arithmetic.
+
+Shapes: B sequences · N prefix tokens · R rows · Q = R / B rows of each sequence of a block · L new tokens of this
+pass · M own tokens of a row so far, the new ones included · X = N + M keys a row may see · H query heads ·
+K key/value heads · G = H / K query heads a key/value head serves · D head size · E hidden size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,10 +45,21 @@ _NAME = "quietstar_rows_over_"
 # What attention modules hand to the attention function beside the tensors. `sliding_window` is ignored because the
 # model's mask definition already contains it; the others have no effect on the result.
 _HARMLESS_KEYWORDS = {
-    "sliding_window", "is_causal", "position_ids", "position_embeddings", "cache_position", "past_key_values",
-    "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep",
+    "sliding_window",
+    "is_causal",
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "past_key_values",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "logits_to_keep",
     "num_items_in_batch",
-}  # fmt: skip
+}
+_CAPACITY_STEP = 256  # the prefix's buffers grow by so many tokens at a time, so that a token rarely moves them
 
 
 @dataclass(frozen=True)
@@ -61,11 +80,24 @@ class Visibility:
 
 
 class States:
-    """Growing key/value states of one layer, (B or R, K, capacity, D); the first append keeps its tensors."""
+    """Growing key/value states of one layer, (B or R, K, capacity, D).
+
+    The first `append` keeps the tensors it is given (so that they stay in the autograd graph), unless `reserve` made
+    room before; later ones write into a buffer, or concatenate where a gradient is needed.
+    """
 
     def __init__(self) -> None:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
+
+    def reserve(self, key: Tensor, value: Tensor, capacity: int) -> None:
+        """Allocate room for `capacity` tokens of states like these (B or R, K, L, D); must come before any append."""
+        self.key, self.value = (x.new_empty(*x.shape[:2], capacity, x.shape[3]) for x in (key, value))
+
+    def first(self, length: int) -> tuple[Tensor, Tensor]:
+        """Key and value states of the first `length` tokens, (B or R, K, length, D) each."""
+        assert self.key is not None and self.value is not None
+        return self.key[:, :, :length], self.value[:, :, :length]
 
     def append(self, key: Tensor, value: Tensor, starts: Tensor | int, capacity: int) -> None:
         """Write L new states behind `starts` (one length for all, or one per sequence), growing to `capacity`."""
@@ -184,38 +216,87 @@ class Prefix:
         return list(self._lengths)
 
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
-        states = self.layers.setdefault(layer, States())
-        length, uniform = k.shape[2], len(set(self._lengths)) == 1
-        start: Tensor | int = self._lengths[0] if uniform else self.length_B
-        stop = max(self._lengths) + length
-        capacity = stop if states.key is None else -(-stop // 256) * 256
-        states.append(k, v, start, capacity)
-        assert states.key is not None and states.value is not None
-        key, value = states.key[:, :, :stop], states.value[:, :, :stop]
+        """One layer's attention of new tokens over their own sequence; keeps their states.
 
-        def mask() -> Tensor | None:
+        Args:
+            q: queries (B, H, L, D). k, v: new key and value states (B, K, L, D).
+            sees: the layer's visibility rule. how: its scaling, soft-cap and sinks.
+
+        Returns:
+            (B, H, L, D).
+        """
+        # 1. Write the new states behind those of each sequence.
+        states = self.layers.setdefault(layer, States())
+        length = k.shape[2]
+        uniform = len(set(self._lengths)) == 1
+        starts: Tensor | int = self._lengths[0] if uniform else self.length_B
+        stop = max(self._lengths) + length
+        capacity = stop if states.key is None else math.ceil(stop / _CAPACITY_STEP) * _CAPACITY_STEP
+        states.append(k, v, starts, capacity)
+        key_BKND, value_BKND = states.first(stop)
+
+        # 2. Which of them each query sees: nothing to hide from one token behind equally long texts.
+        def visible() -> Tensor | None:
             if sees.causal and uniform and length == 1:
                 return None
             return sees.allowed(call.position_BL[:, None, :, None], torch.arange(stop, device=q.device))
 
-        if how.plain and sees.causal and stop == length:
-            return F.scaled_dot_product_attention(
-                q, key, value, is_causal=length > 1, scale=how.scaling, dropout_p=how.dropout,
-                enable_gqa=q.shape[1] != key.shape[1],
-            )  # fmt: skip
-        allowed = call.once(sees, "prefix", mask)
+        whole_text = sees.causal and stop == length  # a plain causal triangle, for which kernels need no mask
+        visible_B1LN = None if how.plain and whole_text else call.once(sees, "prefix", visible)
+
+        # 3. Attend: transformers' own kernel where softmax(q k) v is all there is, else step by step.
         if how.plain:
             return F.scaled_dot_product_attention(
-                q, key, value, attn_mask=allowed, scale=how.scaling, dropout_p=how.dropout,
-                enable_gqa=q.shape[1] != key.shape[1],
-            )  # fmt: skip
-        heads = key.shape[1]
+                q,
+                key_BKND,
+                value_BKND,
+                attn_mask=visible_B1LN,
+                is_causal=whole_text and length > 1,
+                scale=how.scaling,
+                dropout_p=how.dropout,
+                enable_gqa=q.shape[1] != key_BKND.shape[1],
+            )
+        heads = key_BKND.shape[1]
         q_BKGLD = q.unflatten(1, (heads, q.shape[1] // heads))
-        scores_BKGLN = how.cap(q_BKGLD @ key[:, :, None].transpose(-1, -2) * how.scaling)
-        if allowed is not None:
-            scores_BKGLN = scores_BKGLN.masked_fill(~allowed[:, :, None], -torch.inf)
+        scores_BKGLN = how.cap(q_BKGLD @ key_BKND[:, :, None].transpose(-1, -2) * how.scaling)
+        if visible_B1LN is not None:
+            scores_BKGLN = scores_BKGLN.masked_fill(~visible_B1LN[:, :, None], -torch.inf)
         weights_BKGLN = how.normalise(scores_BKGLN, q.dtype)
-        return (weights_BKGLN @ value[:, :, None]).flatten(1, 2)
+        return (weights_BKGLN @ value_BKND[:, :, None]).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that are computed together because each of their sequences has equally many of them.
+
+    Args:
+        sequences: which sequences of the prefix. rows: which rows.
+        fewest, most: the smallest and the largest number of prefix tokens that a row of the block sees.
+    """
+
+    sequences: slice
+    rows: slice
+    fewest: int
+    most: int
+
+
+def _blocks(batch: int, sequence: Tensor, visible: Tensor) -> list[_Block]:
+    """All sequences in one block where they have equally many rows, else a block for each that has any."""
+    counts = torch.bincount(sequence.cpu(), minlength=batch).tolist()
+    if len(set(counts)) == 1:
+        slices = [(slice(0, batch), slice(0, len(sequence)))]
+    else:
+        stops = itertools.accumulate(counts)
+        slices = [
+            (slice(b, b + 1), slice(stop - count, stop))
+            for b, (count, stop) in enumerate(zip(counts, stops, strict=True))
+            if count
+        ]
+    blocks = []
+    for sequences, rows in slices:
+        seen = visible[rows].tolist()
+        blocks.append(_Block(sequences, rows, min(seen), max(seen)))
+    return blocks
 
 
 class Rows:
@@ -232,7 +313,6 @@ class Rows:
     def __init__(
         self, prefix: Prefix, sequence: Tensor, visible: Tensor, capacity: int = 0, blind: tuple[int, int] | None = None
     ) -> None:
-        counts = torch.bincount(sequence.cpu(), minlength=prefix.batch).tolist()
         if bool((sequence[1:] < sequence[:-1]).any()):
             raise ValueError("rows must be ordered by sequence")
         self.prefix = prefix
@@ -241,19 +321,7 @@ class Rows:
         self.blind = blind
         self.length = 0
         self.layers: dict[int, States] = {}
-        # Blocks of rows that share their prefix slice: all sequences at once where each has equally many rows.
-        if len(set(counts)) == 1:
-            self.blocks = [(slice(0, prefix.batch), slice(0, len(sequence)))]
-        else:
-            stops = torch.tensor(counts).cumsum(0).tolist()
-            self.blocks = [
-                (slice(b, b + 1), slice(stop - count, stop))
-                for b, (stop, count) in enumerate(zip(stops, counts, strict=True))
-                if count
-            ]
-        self._limits = [
-            (min(seen := visible[rows].tolist()), max(seen)) for _, rows in self.blocks
-        ]  # fewest and most prefix tokens seen within each block
+        self.blocks = _blocks(prefix.batch, sequence, visible)
 
     def extend(self, embeds_RLE: Tensor) -> Tensor:
         """Append L own tokens to every row and return their hidden states after the final norm, (R, L, E)."""
@@ -275,59 +343,73 @@ class Rows:
         return rows
 
     def _attend(self, call: Pass, layer: int, q: Tensor, k: Tensor, v: Tensor, sees: Visibility, how: _How) -> Tensor:
+        """One layer's attention of the rows' new tokens over [prefix | own tokens]; keeps their states.
+
+        Args:
+            q: queries (R, H, L, D). k, v: new key and value states (R, K, L, D).
+            sees: the layer's visibility rule. how: its scaling, soft-cap and sinks.
+
+        Returns:
+            (R, H, L, D).
+        """
+        # 1. Write the new states behind the own tokens so far; allocate once where the final length is known.
         states = self.layers.setdefault(layer, States())
         if states.key is None and self.capacity > k.shape[2] and not k.requires_grad:
-            room = [x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (k, v)]
-            states.append(room[0], room[1], 0, 0)
-        stop = self.length + k.shape[2]
-        states.append(k, v, self.length, max(stop, self.capacity))
-        assert states.key is not None and states.value is not None
-        own_key, own_value = states.key[:, :, :stop], states.value[:, :, :stop]
-        prefix = self.prefix.layers[layer]
-        assert prefix.key is not None and prefix.value is not None
+            states.reserve(k, v, self.capacity)
+        own = self.length + k.shape[2]
+        states.append(k, v, self.length, max(own, self.capacity))
+        own_key_RKMD, own_value_RKMD = states.first(own)
+
+        # 2. Each block of rows attends over the states of its sequences, which are shared, and over its own.
+        prefix_states = self.prefix.layers[layer]
         outputs = []
-        for number, (sequences, rows) in enumerate(self.blocks):
-            most = self._limits[number][1]
-            bias = call.once(sees, f"rows {number}", partial(self._bias, call, sees, number, stop, q.dtype))
+        for number, block in enumerate(self.blocks):
+            key_BKND, value_BKND = prefix_states.first(block.most)
+            make_bias = partial(self._bias, call, sees, block, own, q.dtype)
             outputs.append(
                 _attend_rows(
-                    q[rows],
-                    prefix.key[sequences, :, :most],
-                    prefix.value[sequences, :, :most],
-                    own_key[rows],
-                    own_value[rows],
-                    bias,
+                    q[block.rows],
+                    key_BKND[block.sequences],
+                    value_BKND[block.sequences],
+                    own_key_RKMD[block.rows],
+                    own_value_RKMD[block.rows],
+                    call.once(sees, f"rows {number}", make_bias),
                     how,
                 )
             )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _bias(self, call: Pass, sees: Visibility, number: int, stop: int, dtype: torch.dtype) -> Tensor | None:
-        """0 or minus infinity for the last columns of [prefix | own] and each query of a block, (rows, L, columns).
+    def _bias(self, call: Pass, sees: Visibility, block: _Block, own: int, dtype: torch.dtype) -> Tensor | None:
+        """What to add to the scores of one block: 0 where a query sees a key, minus infinity where it does not.
 
-        All columns before these are visible to all queries; None where there is nothing to hide.
+        Returns:
+            (rows, L, X') for the last X' columns of [prefix | own]; the columns before these are visible to all
+            queries. None where there is nothing to hide.
         """
-        fewest, most = self._limits[number]
-        rows = self.blocks[number][1]
-        position_RL1 = call.position_BL[rows, :, None]
+        position_RL1 = call.position_BL[block.rows, :, None]
         length = position_RL1.shape[1]
-        if sees.causal and fewest == most and length == 1 and self.blind is None:
+        if sees.causal and self.blind is None and block.fewest == block.most and length == 1:
             return None
         device = position_RL1.device
-        shared = fewest if sees.causal and self.blind is None else 0
-        column_N = torch.arange(shared, most, device=device)
-        own_M = torch.arange(stop, device=device)
-        seen_R1N = column_N < self.visible_R[rows, None, None]
-        seen_LM = own_M <= own_M[stop - length :, None]
-        if sees.causal:
-            prefix_RLN = seen_R1N.expand(-1, length, -1)
-            own_RLM = seen_LM.expand(len(seen_R1N), -1, -1)
-        else:
-            prefix_RLN = seen_R1N & sees.allowed(position_RL1, column_N)
-            own_RLM = seen_LM & sees.allowed(position_RL1, self.visible_R[rows, None, None] + own_M)
+        visible_R11 = self.visible_R[block.rows, None, None]
+        seen_by_all = block.fewest if sees.causal and self.blind is None else 0
+        column_N = torch.arange(seen_by_all, block.most, device=device)
+        own_M = torch.arange(own, device=device)
+        new_L = own_M[own - length :]
+
+        # a row sees its first `visible` prefix tokens and its own tokens up to the one that asks ...
+        prefix_RLN = (column_N < visible_R11).expand(-1, length, -1)
+        own_RLM = (own_M <= new_L[:, None]).expand(len(visible_R11), -1, -1)
+        # ... as far as the layer's rule (a window) reaches at true positions ...
+        if not sees.causal:
+            prefix_RLN = prefix_RLN & sees.allowed(position_RL1, column_N)
+            own_RLM = own_RLM & sees.allowed(position_RL1, visible_R11 + own_M)
+        # ... and own tokens from the j-th on not the last n prefix tokens, where the rows are blind to these
         if self.blind is not None:
-            blind_L1 = (own_M[stop - length :] >= self.blind[0])[:, None]
-            prefix_RLN = prefix_RLN & ~(blind_L1 & (column_N >= self.visible_R[rows, None, None] - self.blind[1]))
+            first_blind, hidden = self.blind
+            blind_L1 = (new_L >= first_blind)[:, None]
+            prefix_RLN = prefix_RLN & ~(blind_L1 & (column_N >= visible_R11 - hidden))
+
         seen_RLX = torch.cat([prefix_RLN, own_RLM], dim=-1)
         return torch.zeros(seen_RLX.shape, dtype=dtype, device=device).masked_fill_(~seen_RLX, -torch.inf)
 
@@ -368,8 +450,10 @@ def _attend_rows(
 ) -> Tensor:
     """Attention of rows over [prefix | own]; portable (matrix products and one softmax), differentiable.
 
+    The prefix states are never copied per row: all rows of a sequence are the queries of one product against them.
+
     Args:
-        q: (R, H, L, D), rows of each of the B sequences together and equally many.
+        q: (R, H, L, D), rows of each of the B sequences together and equally many, Q.
         key, value: prefix states (B, K, N, D).
         own_key, own_value: own states (R, K, M, D).
         bias: what to add to the scores of the last keys of [prefix | own], (R, L, columns), or None.
@@ -378,29 +462,31 @@ def _attend_rows(
         (R, H, L, D).
     """
     batch, heads, seen, _ = key.shape
-    rows, query_heads, length, _ = q.shape
+    rows, query_heads, length, size = q.shape
     each, group, own = rows // batch, query_heads // heads, own_key.shape[2]
-    q = q * how.scaling
-    # (B, K, rows of b, G, L, D): the rows of a sequence become the queries of one product against its prefix
-    q_BKnGLD = q.view(batch, each, heads, group, length, -1).transpose(1, 2)
-    prefix_scores = q_BKnGLD.reshape(batch, heads, each * group * length, -1) @ key.transpose(-1, -2)
-    own_scores = q.reshape(rows, heads, group * length, -1) @ own_key.transpose(-1, -2)
-    scores_BKnGLX = how.cap(
-        torch.cat(
-            [
-                prefix_scores.view(batch, heads, each, group, length, seen),
-                own_scores.view(batch, each, heads, group, length, own).transpose(1, 2),
-            ],
-            dim=-1,
-        )
-    )
+    q_RHLD = q * how.scaling
+
+    # 1. Scores against the prefix: one product a sequence and key/value head, with Q G L queries.
+    q_BKQGLD = q_RHLD.view(batch, each, heads, group, length, size).transpose(1, 2)
+    prefix_scores = q_BKQGLD.reshape(batch, heads, each * group * length, size) @ key.transpose(-1, -2)
+    prefix_scores_BKQGLN = prefix_scores.view(batch, heads, each, group, length, seen)
+
+    # 2. Scores against the own tokens: one small product a row and key/value head, with G L queries.
+    own_scores = q_RHLD.reshape(rows, heads, group * length, size) @ own_key.transpose(-1, -2)
+    own_scores_BKQGLM = own_scores.view(batch, each, heads, group, length, own).transpose(1, 2)
+
+    # 3. One softmax over both.
+    scores_BKQGLX = how.cap(torch.cat([prefix_scores_BKQGLN, own_scores_BKQGLM], dim=-1))
     if bias is not None:
-        scores_BKnGLX[..., -bias.shape[-1] :] += bias.view(batch, 1, each, 1, length, -1)
-    weights = how.normalise(scores_BKnGLX, q.dtype)
-    from_prefix = weights[..., :seen].reshape(batch, heads, each * group * length, seen) @ value
-    from_own = weights[..., seen:].transpose(1, 2).reshape(rows, heads, group * length, own) @ own_value
-    out = from_prefix.view(batch, heads, each, group, length, -1).transpose(1, 2).reshape(rows, query_heads, length, -1)
-    return out + from_own.view(rows, query_heads, length, -1)
+        scores_BKQGLX[..., -bias.shape[-1] :] += bias.view(batch, 1, each, 1, length, -1)
+    weights_BKQGLX = how.normalise(scores_BKQGLX, q.dtype)
+
+    # 4. The weighted sums of values, by the same two products, added up.
+    prefix_weights = weights_BKQGLX[..., :seen].reshape(batch, heads, each * group * length, seen)
+    from_prefix_BKQGLD = (prefix_weights @ value).view(batch, heads, each, group, length, size)
+    own_weights = weights_BKQGLX[..., seen:].transpose(1, 2).reshape(rows, heads, group * length, own)
+    from_own_RHLD = (own_weights @ own_value).view(rows, query_heads, length, size)
+    return from_prefix_BKQGLD.transpose(1, 2).reshape(rows, query_heads, length, size) + from_own_RHLD
 
 
 def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
@@ -414,9 +500,12 @@ def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
     token = _current_pass.set(call)
     try:
         out = base.get_decoder()(
-            inputs_embeds=embeds, position_ids=call.position_BL, attention_mask=ones, use_cache=False,
+            inputs_embeds=embeds,
+            position_ids=call.position_BL,
+            attention_mask=ones,
+            use_cache=False,
             quietstar_pass=call,
-        )  # fmt: skip
+        )
     finally:
         _current_pass.reset(token)
     if not call.layers_seen:
