@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 COMMANDS = (
     "", "think", "show", "stats", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "view",
-    "score", "train", "plot", "bench", "bench train", "bench generate",
+    "score", "train", "plot", "tasks", "tasks list", "tasks make", "tasks convert", "bench", "bench train", "bench generate",
 )  # fmt: skip
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
 MEASURES = "<!-- measures: written by docs/make.py from the registry itself -->\n", "<!-- end of measures -->"

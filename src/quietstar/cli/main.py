@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, plot, runs, score, show, stats, think, train, view
+from quietstar.cli import bench, plot, runs, score, show, stats, tasks, think, train, view
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command(name="view")(view.view)
 app.command(name="score")(score.score)
 app.command(name="train", context_settings=train.SETTINGS)(train.train)
 app.command(name="plot")(plot.plot)
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,0 +1,1 @@
+"""Tasks: generators of text whose answer needs steps, with the true steps known."""
