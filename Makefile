@@ -2,6 +2,9 @@
 # make think ASK="..."  ask yours
 # make view             look at what is recorded, in the browser
 # make test             lint, types and every test
+# make fast             lint, types and the fast tests, in about a minute
+# make format           let the formatter format
+# make site             the documentation as a site in build/site, links checked
 # make fuzz TIMES=50    the tests of generated inputs, with fifty times as many of them
 # make bench            what thinking costs on this machine
 # make reproduce DATA=folder   train the thoughts of this package again (about two hours on 2 cores)
@@ -12,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASK ?= Why is the sky blue? Answer in one sentence.
 
-.PHONY: think view test lint types unit browser fuzz bench reproduce docs clean
+.PHONY: think view test fast lint format types unit browser fuzz bench reproduce docs site clean
 
 think: $(VENV)/installed
 	@$(BIN)/quietstar think -- '$(subst ','\'',$(value ASK))'
@@ -21,6 +24,18 @@ view: $(VENV)/installed
 	@$(BIN)/quietstar view
 
 test: lint types unit
+
+fast: lint types
+	$(BIN)/python -m pytest -n auto --dist worksteal -q
+
+format: $(VENV)/tested
+	$(BIN)/ruff check --fix src tests docs
+	$(BIN)/ruff format src tests docs
+
+# Warnings are errors: a link to a page or heading that is not there ends the build.
+site: $(VENV)/tested
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	@echo build/site/index.html
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check src tests docs

@@ -1,5 +1,7 @@
 """The documentation site: `make site` builds it from the Markdown pages and the docstrings, warnings as errors."""
 
+from typing import Any
+
 from quietstar._version import __version__
 
 project = "quietstar"
@@ -15,10 +17,17 @@ default_role = "code"  # docstrings write `name` for code
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
-autodoc_mock_imports: list[str] = []
 autoclass_content = "class"
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
-nitpicky = False
-linkcheck_timeout = 10
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
+
+
+def _literal_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings write |x| and tables in Markdown; reStructuredText would read substitutions."""
+    lines[:] = [line.replace("|", "\\|") for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", _literal_bars)
