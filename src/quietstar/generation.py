@@ -112,8 +112,9 @@ def stream_ids(
     """
     run = _Run(model, prompts, settings, thoughts)
     thinker = run.thinker
+    name = model.config.name_or_path or model.config.base_name or "quietstar"
     yield Start(
-        schema=SCHEMA_VERSION, version=__version__, model=model.config.name_or_path or "quietstar",
+        schema=SCHEMA_VERSION, version=__version__, model=name,
         base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
         device=str(model.device), untrained=model.head.untrained and thinker.weight is None,
         prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
