@@ -65,9 +65,7 @@ def _print(store: Store, entry: Run, top: int | None, measure: str) -> None:
     from quietstar.cli.render import safe, tinted
 
     console = Console(highlight=False, soft_wrap=True)
-    entries = [entry]
-    while entries[0].continues is not None:  # an answer behind its reasoning
-        entries.insert(0, store.run(entries[0].continues))
+    entries = store.chain(entry.id)
     traces = [store.trace(one.id) for one in entries]
     for one in entries:
         _head(console, one)

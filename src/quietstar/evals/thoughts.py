@@ -7,7 +7,7 @@ over the numbers, are in `quietstar.scratchpad.statistics`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -52,8 +52,10 @@ def forced_weight(trace: Trace) -> float | None:
 
 
 @torch.inference_mode()
-def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
+def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda: None) -> dict[int, Values]:
     """Measure the thoughts of a run, by position; `Store.measure` keeps them.
+
+    `between` is called between chunks of rows, every second or so; it may raise to end the measurement.
 
     Names: "compute", "content" (only where something was said after the thought), "early_area", "early_area_only",
     "early:J" and "early_only:J" (1 where J tokens of the thought settle the next token), "garble", "greedy". Where a
@@ -77,7 +79,7 @@ def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
     ]
     found: dict[int, list[Values]] = {}
     for _, group in groupby(sorted(rows), key=lambda row: row[0]):
-        for position, values in _of_one_length(_Rows(model, prefix, hidden_1NE[0], ids[0], list(group)),
+        for position, values in _of_one_length(_Rows(model, prefix, hidden_1NE[0], ids[0], list(group), between),
                                                forced_weight(trace)):  # fmt: skip
             found.setdefault(position, []).append(values)
     return {
@@ -91,9 +93,9 @@ class _Rows:
 
     def __init__(
         self, model: QuietStar, prefix: Prefix, base_NE: Tensor, ids: Tensor,
-        rows: list[tuple[int, int, int, list[int]]],
+        rows: list[tuple[int, int, int, list[int]]], between: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.model, self.prefix = model, prefix
+        self.model, self.prefix, self.between = model, prefix, between
         self.length = rows[0][0]
         position, sample = (torch.tensor([row[n] for row in rows], device=ids.device) for n in (1, 2))
         self.place = Place(torch.zeros_like(position), position, sample)
@@ -105,6 +107,7 @@ class _Rows:
         """With `thoughts` (R, T): log-probability of the said token, likeliest token mixed and alone; (R,) each."""
         parts = []
         for r in chunks(len(self.place), rows_at_once(self.prefix, thoughts.shape[1], 1)):
+            self.between()
             thought = self.model.think(self.prefix, self.place[r], length=thoughts.shape[1], tokens=thoughts[r])
             hidden_RE = thought.hidden
             for q in chunks(len(hidden_RE), UNEMBED_ROWS):
@@ -126,6 +129,7 @@ class _Rows:
         """The base's mean log-probability of the thought as text (R,), and its own greedy continuation (R, T)."""
         likely, greedy = [], []
         for r in chunks(len(self.place), rows_at_once(self.prefix, self.length, 1)):
+            self.between()
             place, own = self.place[r], self.own[r]
             hidden_RLE = self.base_RE[r][:, None]
             if self.length > 1:
@@ -143,6 +147,7 @@ class _Rows:
         rows = Rows(self.prefix, place.sequence, place.position + 1, capacity=self.length)
         chosen = []
         for j in range(self.length):
+            self.between()
             chosen.append(
                 torch.cat([self.model.logits(hidden_RE[q]).argmax(-1) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
             )

@@ -16,7 +16,7 @@ from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
 from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
 from quietstar.viewer import pages
-from quietstar.viewer.live import Frame
+from quietstar.viewer.live import Frame, check
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Frames = Generator[Frame, None, None]
 
 MOST_RESAMPLED, MOST_FOLLOWING = 64, 512
+_SETTINGS = (  # what a question may set; the fields of `generation.GenerationSettings`
+    "thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature", "max_new_tokens",
+    "seed", "stop", "stop_ids", "mixing_weight", "show", "speculate",
+)  # fmt: skip
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Change:
 
 def ask(model: QuietStar, store: Store, question: Question) -> Frames:
     """Answer a question: the run's id, then the events of generation as they come, recorded as they come."""
+    if foreign := set(question.settings) - set(_SETTINGS):
+        raise QuietStarError(
+            f"settings.{min(foreign)[:40]}: there is no such setting; there are {', '.join(_SETTINGS)}"
+        )
     events = model.stream(question.prompt, raw=question.raw, system=question.system or None, **question.settings)
     recorder = store.recorder()
     with closing(_generator(recorder.record(events))) as recorded:
@@ -202,7 +210,7 @@ def measure(model: QuietStar, store: Store, run: str) -> Frames:
     """Measure what only the weights can tell about a run's thoughts, keep it, and tell all its statistics."""
     from quietstar.evals import thoughts
 
-    store.measure(run, thoughts.measure(model, _made_by(model, store, run)))
+    store.measure(run, thoughts.measure(model, _made_by(model, store, run), check))
     yield Frame("statistics", pages.statistics(store, run))
 
 
