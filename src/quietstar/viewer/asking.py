@@ -65,9 +65,7 @@ class Change:
 def ask(model: QuietStar, store: Store, question: Question) -> Frames:
     """Answer a question: the run's id, then the events of generation as they come, recorded as they come."""
     if foreign := set(question.settings) - set(_SETTINGS):
-        raise QuietStarError(
-            f"settings.{min(foreign)[:40]}: there is no such setting; there are {', '.join(_SETTINGS)}"
-        )
+        raise QuietStarError(f"settings have no {min(foreign)[:40]!r}; there are {', '.join(_SETTINGS)}")
     events = model.stream(question.prompt, raw=question.raw, system=question.system or None, **question.settings)
     recorder = store.recorder()
     with closing(_generator(recorder.record(events))) as recorded:
