@@ -509,7 +509,7 @@ def test_the_command_says_where_the_page_is_and_ends_by_ctrl_c(tmp_path):
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
-    assert re.match(rf"http://127\.0\.0\.1:\d+/#/run/{run} ", line)
+    assert re.match(rf"http://127\.0\.0\.1:\d+/\?token=[\w-]+#/run/{run} ", line)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
