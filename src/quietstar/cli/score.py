@@ -18,12 +18,21 @@ if TYPE_CHECKING:
 
 
 def score(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, or JSONL with a text field.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help="Plain text (one document); JSON, JSON Lines, CSV, TSV, Parquet (one a row); - is standard input.",
+        ),
+    ],
     model: options.Model = "default",
-    field: Annotated[str, typer.Option(metavar="NAME", help="The text field of JSONL lines.")] = "text",
+    field: Annotated[str, typer.Option(metavar="NAME", help="The column of the text.")] = "text",
     controls: Annotated[
         str, typer.Option(metavar="LIST", help="Controls beside the own thoughts, separated by commas, or none.")
     ] = "filler,donor,shuffled",
+    broken: Annotated[
+        str, typer.Option(metavar="WHAT", help="refuse a file with broken rows, or skip them.")
+    ] = "refuse",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Read the first N documents only.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read N tokens of each document at most.")] = None,
     window: Annotated[int, typer.Option(metavar="N", help="Tokens read at once; longer documents are cut.")] = 512,
@@ -33,7 +42,7 @@ def score(
     mixing_weight: options.MixingWeight = None,
     seed: options.Seed = 0,
     split: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Cut text files into documents before each match, as in '^# '.")
+        str | None, typer.Option(metavar="REGEX", help="Cut plain text into documents before each match, as in '^# '.")
     ] = None,
     against: Annotated[
         str | None,
@@ -50,18 +59,22 @@ def score(
     and each control in the thought's place. Effects are above zero where a thought helps: compute = base - filler,
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
+    from quietstar.documents import Rules, read
     from quietstar.errors import QuietStarError
-    from quietstar.evals.losses import Interrupted, evaluate, names_of, read_documents
+    from quietstar.evals.losses import Interrupted, check_comparable, evaluate, names_of
     from quietstar.interventions import Control
 
     names = [str(Control.parse(name)) for name in names_of(controls)]
-    documents = read_documents(files, field, split)
+    if limit is not None and limit < 1:
+        raise QuietStarError(f"--limit must be at least 1, got {limit}")
+    found = read(files, Rules(field=field, broken=broken, limit=limit or 0, cut=split, option="--{}"))
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    documents = found.documents
     other = None if against is None else _report_of(against)
-    if limit is not None:
-        if limit < 1:
-            raise QuietStarError(f"--limit must be at least 1, got {limit}")
-        documents = documents[:limit]
     thinker = options.load(model, dtype, device, quantize)
+    if other is not None:
+        check_comparable(thinker, documents, other, window=window, max_tokens=max_tokens)
 
     from rich.console import Console
     from rich.progress import Progress
@@ -87,22 +100,24 @@ def _report_of(file: str) -> dict[str, Any]:
     from quietstar.errors import QuietStarError
 
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         if isinstance(found, dict) and isinstance(found["documents"], list):
             return found
     except OSError as error:
         raise QuietStarError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         pass
     raise QuietStarError(f"{file} is no report of `quietstar score --json`")
 
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
-    from quietstar.evals.losses import against
+    from quietstar.evals.losses import against, differences
 
     compared = {}
     if other is not None:
         compared = {kind: against(report.to_dict(), other, kind) for kind in ("base", "own")}
+        for note in differences(report.to_dict(), other):
+            print(f"note: {note}", file=sys.stderr)
     for name in report.skipped:
         print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:

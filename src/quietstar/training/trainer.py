@@ -23,8 +23,9 @@ from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from quietstar import checkpoints
 from quietstar.api import QuietStar
+from quietstar.documents import Document
 from quietstar.errors import QuietStarError
-from quietstar.evals.losses import Document, LossReport, evaluate
+from quietstar.evals.losses import LossReport, evaluate
 from quietstar.training import data
 from quietstar.training.recipe import Recipe
 from quietstar.training.step import StepReport, training_loss
@@ -152,7 +153,7 @@ class ThoughtTrainer(transformers.Trainer):
         model.check_fits(recipe.data.length + recipe.thinking.objective.lookahead, longest, "span")
         heldout = [Document(f"held-out {n}", text) for n, text in enumerate(texts.heldout[: recipe.watch.documents])]
         trainer = cls(model, recipe, spans, heldout, callbacks, **arguments)
-        trainer.notes = texts.notes
+        trainer.notes = [*texts.notes, *spans.notes]
         return trainer
 
     # -- the loss -----------------------------------------------------------------------------------------------------
