@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from quietstar import QuietStarError
-from quietstar.evals import losses
 from quietstar.documents import Document
+from quietstar.evals import losses
 from quietstar.evals.losses import Interrupted, effects_of, evaluate
 from quietstar.intervals import bootstrap
 
