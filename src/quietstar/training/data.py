@@ -108,7 +108,7 @@ def read(config: DataConfig, seed: int) -> Texts:
     seen = set(train)
     shared = sum(text in seen for text in heldout)
     if shared:
-        notes.append(f"{shared} of {counted(len(heldout), 'held-out document')} are trained on too, word for word")
+        notes.append(f"{shared} of {len(heldout)} held-out documents are trained on too, word for word")
     return Texts(train, heldout, notes)
 
 
