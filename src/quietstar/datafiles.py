@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from quietstar.errors import QuietStarError
+from quietstar.text import visible
 
 LARGEST = 1 << 28  # characters of one document, line or row: 256 Mi
 _BLOCK = 1 << 20
@@ -65,14 +66,15 @@ class Source:
     """A file ("-" is standard input) or a hub's data set, and how messages speak of it.
 
     Args:
-        name: of the file or the data set. text: the column of the texts. others: further columns that are needed.
+        name: of the file or the data set. text: the column of the texts; None where whole rows are wanted.
+        others: further columns that are needed.
         option: how a message names a setting, e.g. "--{}".
         notes: what was found otherwise than the name says, one sentence each.
         unit: "line", "row" or "text". column: "column" or "field".
     """
 
     name: str
-    text: str
+    text: str | None
     others: tuple[str, ...] = ()
     option: str = "{}"
     notes: list[str] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Source:
 
     def need(self, columns: Sequence[str]) -> None:
         """Check the columns of a table."""
-        for name in (self.text, *self.others):
+        for name in columns if self.text is None else (self.text, *self.others):
             if name not in columns:
                 raise self.missing(name, columns)
             if list(columns).count(name) > 1:
@@ -139,7 +141,7 @@ def kind_of(value: Any) -> str:
 
 def listed_columns(names: Iterable[Any]) -> str:
     """Names of columns, not too many and none too long."""
-    every = [str(name) for name in names]
+    every = [visible(str(name)) for name in names]
     shown = [name if len(name) <= 40 else f"{name[:40]}..." for name in every[:_COLUMNS]]
     return ", ".join(shown) + (f" and {len(every) - _COLUMNS} more" if len(every) > _COLUMNS else "")
 
@@ -485,10 +487,11 @@ def _parquet(opened: _Opened, source: Source) -> Iterator[Row]:
             with parquet.ParquetFile(whole) as table:
                 schema = table.schema_arrow
                 source.need(schema.names)
-                kind = schema.field(source.text).type
-                _check_text(kind, schema.names, source)
-                named = ["id"] if schema.names.count("id") == 1 else []
-                wanted = list(dict.fromkeys([source.text, *source.others, *named]))
+                wanted = list(schema.names)
+                if source.text is not None:
+                    _check_text(schema.field(source.text).type, schema.names, source)
+                    named = ["id"] if schema.names.count("id") == 1 else []
+                    wanted = list(dict.fromkeys([source.text, *source.others, *named]))
                 for batch in table.iter_batches(batch_size=1024, columns=wanted):
                     columns = {name: batch.column(batch.schema.get_field_index(name)) for name in wanted}
                     values = {name: _plain(column, pa) for name, column in columns.items()}

@@ -77,7 +77,10 @@ def score(
         check_comparable(thinker, documents, other, window=window, max_tokens=max_tokens)
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
+
+    from quietstar.text import visible
 
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -86,7 +89,7 @@ def score(
                 thinker, documents, controls=names, window=window, max_tokens=max_tokens,
                 thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
                 mixing_weight=mixing_weight, seed=seed,
-                told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
+                told=lambda name, share: progress.update(task, completed=share, description=escape(visible(name[:30]))),
             )  # fmt: skip
     except Interrupted as stopped:
         if stopped.report is not None:
@@ -112,6 +115,7 @@ def _report_of(file: str) -> dict[str, Any]:
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
     from quietstar.evals.losses import against, differences
+    from quietstar.text import visible
 
     compared = {}
     if other is not None:
@@ -119,7 +123,7 @@ def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> No
         for note in differences(report.to_dict(), other):
             print(f"note: {note}", file=sys.stderr)
     for name in report.skipped:
-        print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
+        print(f"note: {visible(name)} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
         more = {"against": {kind: asdict(found) for kind, found in compared.items()}} if compared else {}
         print(options.to_json(report.to_dict() | more, indent=1))
@@ -133,6 +137,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     from rich.text import Text
 
     from quietstar.intervals import FEWEST
+    from quietstar.text import visible
 
     console = Console(highlight=False)
     kinds = list(report.losses)
@@ -147,7 +152,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
 
     documents = table("Loss, nats per predicted token", ["document", "tokens", *kinds])
     for row in report.documents:
-        documents.add_row(Text(row["document"]), str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds))
+        documents.add_row(Text(visible(row["document"])), str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds))
     documents.add_section()
     documents.add_row("all", str(report.tokens), *(f"{report.losses[kind].mean:.4f}" for kind in kinds))
     documents.add_row("95 %", "", *(_range(report.losses[kind]) for kind in kinds))

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from quietstar import documents, framing
-from quietstar.datafiles import counted
 from quietstar.errors import QuietStarError
 
 
