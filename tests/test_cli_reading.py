@@ -146,3 +146,13 @@ def test_a_model_trained_on_rows_of_a_table_is_one(tiny_folder, tmp_path, run):
     assert code == 0, err
     assert f"note: {path}: data.only keeps 12 of 12 rows" in err and "note: no document is held out of 12" in err
     assert QuietStar.from_pretrained(tmp_path / "run" / "model").config.thought_length == 4
+
+
+def test_names_of_documents_are_shown_without_control_characters(run, folder, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"id": "\x1b[31m[/b] red", "text": "the quick brown fox"}) + "\n")
+    code, out, _ = run("score", str(path), "--model", folder, "-t", "1", "--controls", "none")
+    assert code == 0 and "\x1b" not in out and "\\x1b[31m[/b] red" in out
+    path.write_text(json.dumps({"\x1b[31mbody": "the quick brown fox"}) + "\n")
+    code, _, err = run("score", str(path), "--model", folder)
+    assert code == 2 and "\x1b" not in err and "it has \\x1b[31mbody" in err

@@ -66,8 +66,10 @@ def test_the_same_rows_are_read_from_every_form(tmp_path, name):
 def test_parquet_of_any_kind_of_text(tmp_path):
     pa = pytest.importorskip("pyarrow")
     values = ["one", None, " ", "two"]
-    for name, kind in (("string", pa.string()), ("large", pa.large_string()), ("words", pa.dictionary(pa.int8(), pa.string())),
-                       ("view", pa.string_view())):  # fmt: skip
+    kinds = {"string": pa.string(), "large": pa.large_string(), "words": pa.dictionary(pa.int8(), pa.string())}
+    if int(pa.__version__.partition(".")[0]) >= 26:  # older ones cannot write it
+        kinds["view"] = pa.string_view()
+    for name, kind in kinds.items():
         path = tmp_path / f"{name}.parquet"
         table_of(pa.table({"text": pa.array(values, pa.string()).cast(kind), "n": [1, 2, 3, 4]}), path)
         found = read([path])
@@ -246,8 +248,8 @@ def test_plain_text_can_be_cut_into_documents(tmp_path):
         Document("book.txt:1", "intro\n"), Document("book.txt:2", " = One = \nfirst\n = = Part = = \n"),
         Document("book.txt:3", " = Two = \nsecond\n"),
     ]  # fmt: skip
-    assert read([path]).documents == [Document("book.txt", path.read_text())]
-    with pytest.raises(QuietStarError, match="'.' is no regular expression"):
+    assert read(path).documents == [Document("book.txt", path.read_text())]
+    with pytest.raises(QuietStarError, match="cut must be a regular expression, got '.'"):
         Rules(cut="(")
 
 

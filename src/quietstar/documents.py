@@ -76,10 +76,10 @@ class Rules:
         try:
             re.compile(self.cut or "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise QuietStarError(f"{self.cut!r} is no regular expression: {error}") from error
+            raise QuietStarError(f"cut must be a regular expression, got {self.cut!r}: {error}") from error
 
 
-def read(sources: Iterable[str | Path], rules: Rules | None = None) -> Found:
+def read(sources: str | Path | Iterable[str | Path], rules: Rules | None = None) -> Found:
     """Read documents from files ("-" is standard input) and, where the rules allow it, a hub's data sets.
 
     A document is named after its row's `id` where it has one, otherwise after its file and row.
@@ -89,7 +89,7 @@ def read(sources: Iterable[str | Path], rules: Rules | None = None) -> Found:
             or no document at all; names the file, the row and what is there.
     """
     rules = rules or Rules()
-    names = [str(source) for source in sources]
+    names = [str(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     documents: list[Document] = []
     notes: list[str] = []
     for name in names:

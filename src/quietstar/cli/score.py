@@ -41,8 +41,11 @@ def score(
     thought_temperature: options.ThoughtTemperature = None,
     mixing_weight: options.MixingWeight = None,
     seed: options.Seed = 0,
-    split: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Cut plain text into documents before each match, as in '^# '.")
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            "--cut", "--split", metavar="REGEX", help="Cut plain text into documents before each match, as in '^# '."
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -67,7 +70,7 @@ def score(
     names = [str(Control.parse(name)) for name in names_of(controls)]
     if limit is not None and limit < 1:
         raise QuietStarError(f"--limit must be at least 1, got {limit}")
-    found = read(files, Rules(field=field, broken=broken, limit=limit or 0, cut=split, option="--{}"))
+    found = read(files, Rules(field=field, broken=broken, limit=limit or 0, cut=cut, option="--{}"))
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     documents = found.documents
