@@ -156,3 +156,13 @@ def test_names_of_documents_are_shown_without_control_characters(run, folder, tm
     path.write_text(json.dumps({"\x1b[31mbody": "the quick brown fox"}) + "\n")
     code, _, err = run("score", str(path), "--model", folder)
     assert code == 2 and "\x1b" not in err and "it has \\x1b[31mbody" in err
+
+
+def test_held_out_documents_too_short_to_score_are_told_before_training(run, tiny_folder, tmp_path):
+    path, held = tmp_path / "a.txt", tmp_path / "held.txt"
+    path.write_text("the quick brown fox thinks before it speaks " * 4)
+    held.write_text("a")
+    code, _, err = run("train", "smoke", "--model", tiny_folder, "--data.train", str(path), "--data.heldout", str(held),
+                       "--data.length", "16", "--out", str(tmp_path / "run"), "--device", "cpu")  # fmt: skip
+    assert code == 2 and "no document has two tokens or more; there is nothing to score" in err
+    assert not (tmp_path / "run" / "log.jsonl").exists()

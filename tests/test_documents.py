@@ -253,6 +253,19 @@ def test_plain_text_can_be_cut_into_documents(tmp_path):
         Rules(cut="(")
 
 
+def test_a_stream_of_broken_rows_is_refused_before_its_end(monkeypatch):
+    def endless(row):
+        while True:
+            yield row
+
+    monkeypatch.setitem(sys.modules, "datasets", Hub(endless({"text": ["a"]})))
+    assert "1000 broken rows: 1 (column 'text' is a list, not text), 2 (" in refusal(
+        "some/set:small", hub_split="train"
+    )
+    monkeypatch.setitem(sys.modules, "datasets", Hub(endless({"body": "a"})))
+    assert "has no column 'text' (it has body)" in refusal("some/set:small", hub_split="train")
+
+
 def test_a_limit_stops_the_reading(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\nnot json\n')

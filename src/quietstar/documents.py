@@ -26,6 +26,7 @@ from quietstar.datafiles import counted, kind_of, listed, listed_columns
 from quietstar.errors import QuietStarError
 
 _REMEMBERED = 1000  # names and values that a message may need
+_ENOUGH = 1000  # broken rows that refuse a file before its end; a stream may have none
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -109,6 +110,21 @@ def read(sources: str | Path | Iterable[str | Path], rules: Rules | None = None)
     return Found(documents, notes)
 
 
+class _Places:
+    """A count of rows, and the first of them in words."""
+
+    def __init__(self) -> None:
+        self.count, self._first = 0, []  # type: int, list[str]
+
+    def add(self, place: object) -> None:
+        self.count += 1
+        if self.count <= 3:
+            self._first.append(str(place))
+
+    def __str__(self) -> str:
+        return ", ".join(self._first) + (f" and {self.count - 3} more" if self.count > 3 else "")
+
+
 class _Choice:
     """The documents of one source by the rules, and counts of what is left out."""
 
@@ -119,9 +135,9 @@ class _Choice:
         self._lacking: Counter[str] = Counter()
         self._columns: dict[str, None] = {}
         self._values: Counter[str] = Counter()
-        self._left: dict[str, list[int]] = {"null": [], "empty": []}
-        self._odd: dict[str, list[int]] = {"NUL characters": [], "a byte order mark (U+FEFF) inside": []}
-        self._broken: list[str] = []
+        self._left = {"null": _Places(), "empty": _Places()}
+        self._odd = {"NUL characters": _Places(), "a byte order mark (U+FEFF) inside": _Places()}
+        self._broken = _Places()
 
     def documents(self) -> Generator[Document, None, None]:
         """Read the source."""
@@ -141,8 +157,8 @@ class _Choice:
             if self._objects and self._lacking[column] == self._objects:
                 raise self.source.missing(column, list(self._columns))
         notes = list(self.source.notes)
-        if self._broken:
-            told = f"{name}: {counted(len(self._broken), f'broken {unit}')}: {listed(self._broken)}"
+        if self._broken.count:
+            told = f"{name}: {counted(self._broken.count, f'broken {unit}')}: {self._broken}"
             if self.rules.broken == "refuse":
                 raise QuietStarError(f"{told}; mend them, or leave them out with {option.format('broken')} skip")
             notes.append(f"{told}; left out")
@@ -153,13 +169,12 @@ class _Choice:
                     told += f"; {counted(self._lacking[column], unit)} without {column!r}"
             there = ", ".join(f"{value!r:.60} ({count})" for value, count in self._values.most_common(5))
             notes.append(told + (f"; left out: {there}" if there else ""))
-        if any(self._left.values()):
-            told = ", ".join(f"{len(at)} {what} ({unit} {listed(at)})" for what, at in self._left.items() if at)
-            left = sum(map(len, self._left.values()))
+        if left := sum(at.count for at in self._left.values()):
+            told = ", ".join(f"{at.count} {what} ({unit} {at})" for what, at in self._left.items() if at.count)
             notes.append(f"{name}: {left} of {counted(self._rows, unit)} left out: {told}")
         for what, at in self._odd.items():
-            if at:
-                notes.append(f"{name}: {counted(len(at), unit)} with {what}, kept ({unit} {listed(at)})")
+            if at.count:
+                notes.append(f"{name}: {counted(at.count, unit)} with {what}, kept ({unit} {at})")
         return notes
 
     def _plain(self, content: str) -> Generator[Document, None, None]:
@@ -197,7 +212,7 @@ class _Choice:
         elif field not in row:
             self._break(number, f"no {self.source.column} {field!r} among {listed_columns(row) or 'none'}")
         elif row[field] is None:
-            self._left["null"].append(number)
+            self._left["null"].add(number)
         elif not isinstance(row[field], str):
             self._break(number, f"{self.source.column} {field!r} is {kind_of(row[field])}, not text")
         else:
@@ -212,11 +227,11 @@ class _Choice:
             byte = "\udc80" <= found.group() <= "\udcff"  # see `datafiles.rows`
             self._break(number, "not UTF-8" if byte else "half of a surrogate pair, no character")
         elif not text.strip():
-            self._left["empty"].append(number)
+            self._left["empty"].add(number)
         else:
             for character, at in zip("\0\ufeff", self._odd.values(), strict=True):
                 if character in text:
-                    at.append(number)
+                    at.add(number)
             yield Document(name, text)
 
     def _matches(self, row: Mapping[str, Any]) -> bool:
@@ -236,4 +251,6 @@ class _Choice:
         return True
 
     def _break(self, number: int, why: str) -> None:
-        self._broken.append(f"{number} ({why})")
+        self._broken.add(f"{number} ({why})")
+        if self.rules.broken == "refuse" and self._broken.count == _ENOUGH:
+            self.close()

@@ -258,6 +258,15 @@ def _report(
     )  # fmt: skip
 
 
+def check_scorable(model: QuietStar, documents: Sequence[Document], *, window: int, max_tokens: int | None) -> None:
+    """Check that `evaluate` has something to score.
+
+    Raises:
+        QuietStarError: no document has two tokens, or a window that is too short.
+    """
+    _encode(model, documents, window, max_tokens)
+
+
 def check_comparable(
     model: QuietStar, documents: Sequence[Document], other: dict[str, Any], *, window: int, max_tokens: int | None
 ) -> None:
