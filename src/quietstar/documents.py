@@ -75,9 +75,13 @@ class Rules:
         if self.limit < 0:
             raise QuietStarError(f"limit must be 0 (all) or above, got {self.limit}")
         try:
-            re.compile(self.cut or "")
+            self.cuts()
         except (re.error, RecursionError, OverflowError) as error:
             raise QuietStarError(f"cut must be a regular expression, got {self.cut!r}: {error}") from error
+
+    def cuts(self) -> re.Pattern[str] | None:
+        """Matches the empty place before each piece of a plain text."""
+        return re.compile(f"(?={self.cut})", re.MULTILINE) if self.cut else None
 
 
 def read(sources: str | Path | Iterable[str | Path], rules: Rules | None = None) -> Found:
@@ -184,10 +188,9 @@ class _Choice:
                 f"{self.source.name} is plain text without columns, so {self.rules.option.format('only')} cannot "
                 "choose from it; leave one of them out"
             )
-        cut = self.rules.cut
-        pieces = re.split(f"(?={cut})", content, flags=re.MULTILINE) if cut else [content]
-        if cut:
-            pieces = [piece for piece in pieces if piece.strip()] or [content]
+        cuts = self.rules.cuts()
+        pieces = [piece for piece in cuts.split(content) if piece.strip()] if cuts else []
+        pieces = pieces or [content]
         for number, piece in enumerate(pieces, start=1):
             self._rows += 1
             name = Path(self.source.name).name
