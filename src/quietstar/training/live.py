@@ -73,8 +73,8 @@ class Live(TrainerCallback):  # type: ignore[misc]
         self.effects = ""
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        self.console.print(Text(text))
+        """Print a line above the progress bar; where there is no terminal it stays one line."""
+        self.console.print(Text(text), soft_wrap=not self.console.is_terminal)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last = time.perf_counter()
