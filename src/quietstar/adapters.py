@@ -160,8 +160,15 @@ def check_can_save(base: Any, inner: PreTrainedModel) -> None:
     _check_scaling(base, inner)
     held = {_place(value) for name in base.peft_config for value in _file(base, name).values()}
     for name, value in own_tensors(base, inner).items():
-        if _place(value.detach()) not in held:
+        if _place(value.detach()) not in held and not _given(name, value, base):
             raise QuietStarError(f"{name} belongs to an adapter, but PEFT does not save it; merge the adapter first")
+
+
+def _given(name: str, value: Tensor, base: Any) -> bool:
+    """Whether a tensor that PEFT leaves out is what the adapter's configuration gives: AdaLoRA's count of ranks."""
+    within, _, adapter = name.rpartition(".")
+    config = base.peft_config.get(adapter)
+    return within.endswith(".ranknum") and not config.rank_pattern and bool((value == config.init_r).all())
 
 
 def state(base: Any, inner: PreTrainedModel) -> dict[str, Any]:

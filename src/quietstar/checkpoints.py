@@ -37,7 +37,7 @@ from quietstar.errors import QuietStarError
 from quietstar.folders import clear, finish, replacing
 from quietstar.identity import VERSION, fingerprint, fingerprint_1
 from quietstar.model import QuietStarConfig, ThinkingModel
-from quietstar.origin import Origin, changes, check_structure, is_tied
+from quietstar.origin import Origin, changes, check_structure, check_tokenizer, is_tied
 
 WEIGHTS = "quietstar.safetensors"
 TOKENIZER = "tokenizer"  # a folder, where the tokenizer is not the base's own
@@ -495,7 +495,9 @@ def _write(model: ThinkingModel, plan: _Plan, folder: Path, max_shard_size: int 
     if plan.base:
         _write_base(inner, folder / "base", max_shard_size)
     if plan.tokenizer:
-        model.tokenizer.save_pretrained(folder / ("base" if plan.base else TOKENIZER))
+        where = folder / ("base" if plan.base else TOKENIZER)
+        model.tokenizer.save_pretrained(where)
+        check_tokenizer(model.tokenizer, where)
     if plan.generation and getattr(inner, "generation_config", None) is not None:
         # written as it is: what transformers finds unwise in it was so before
         inner.generation_config.to_json_file(folder / ("base" if plan.base else "") / GENERATION, use_diff=False)

@@ -10,11 +10,12 @@ import copy
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from quietstar import adapters, identity
 from quietstar.errors import QuietStarError
@@ -171,24 +172,35 @@ def generation_text(base: PreTrainedModel) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """A hash of what decides how a tokenizer encodes, decodes and renders conversations."""
+    """A hash of what decides how a tokenizer encodes, decodes and renders conversations; "" for None."""
     if tokenizer is None:
         return ""
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key not in _PLACES}
+    said = {"class": type(tokenizer).__name__, "settings": settings, **_behaviour(tokenizer)}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _behaviour(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        model = backend.to_str()
-        model = model[model.index('"added_tokens"') :]  # before it: padding and truncation of the last call
-    else:
-        model = json.dumps(sorted(tokenizer.get_vocab().items()))
-    said = {
-        "class": type(tokenizer).__name__,
-        "settings": {key: value for key, value in tokenizer.init_kwargs.items() if key not in _PLACES},
-        "template": getattr(tokenizer, "chat_template", None),
-        "special": tokenizer.special_tokens_map,
-        "all_special": tokenizer.all_special_tokens,
-        "added": {str(index): repr(token) for index, token in sorted(tokenizer.added_tokens_decoder.items())},
-    } | {
-        key: getattr(tokenizer, key, None)
-        for key in ("padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces")
-    }
-    return hashlib.sha256(model.encode() + json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()
+    model = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    return {
+        "chat template": getattr(tokenizer, "chat_template", None),
+        "special tokens": tokenizer.special_tokens_map,
+        "added tokens": {str(i): repr(token) for i, token in sorted(tokenizer.added_tokens_decoder.items())},
+        "vocabulary": model[max(0, model.find('"added_tokens"')) :],  # before it: padding and truncation of a call
+    } | {key: getattr(tokenizer, key, None) for key in ("padding_side", "truncation_side", "model_max_length")}
+
+
+def check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer whose files, just written, give another one.
+
+    Raises:
+        QuietStarError: such as for a padding token that was named without being added.
+    """
+    again = _behaviour(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    for key, value in _behaviour(tokenizer).items():
+        if again[key] != value:
+            raise QuietStarError(
+                f"the tokenizer would come back with other {key}: transformers does not save it as it is; make new "
+                "special tokens known with tokenizer.add_special_tokens"
+            )
