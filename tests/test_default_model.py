@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from filelock import FileLock
 
 from quietstar import QuietStar, QuietStarError, default_model
 from quietstar.rows import ordinary
@@ -115,6 +116,25 @@ def test_a_half_written_folder_is_made_anew(cache, monkeypatch):
     (target / "model.safetensors").write_bytes(b"12")
     default_model.folder(lambda _: None)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_a_killed_process_left_is_removed_once_nobody_makes_anything(cache, monkeypatch, complete):
+    def make(target, say):
+        target.mkdir()
+        (target / "manifest.json").write_text('{"sizes": {}}')
+
+    monkeypatch.setattr(default_model, "_make", make)
+    cache.mkdir()
+    if complete:
+        default_model.folder(lambda _: None)
+    (cache / "making-abc").mkdir()
+    (cache / "making-abc" / "wheel").write_bytes(b"half")
+    with FileLock(cache / "another.lock"):  # somebody is at work
+        default_model.folder(lambda _: None)
+        assert (cache / "making-abc" / "wheel").exists()
+    default_model.folder(lambda _: None)
+    assert not (cache / "making-abc").exists()
 
 
 def test_the_thoughts_of_this_package_are_whole_and_say_nothing_of_the_machine_they_were_made_on():

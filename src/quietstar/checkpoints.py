@@ -405,7 +405,9 @@ def save(
             raise QuietStarError(
                 f"no space left on the disk while saving to {folder}; free some and save again"
             ) from error
-        reason = (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
+        reason = _first_line(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror + (f": {error.filename}" if error.filename else "")
         raise QuietStarError(f"cannot save to {folder}: {reason}") from error
 
 
