@@ -51,7 +51,10 @@ def test_new_old_and_other_peoples_files(tmp_path):
     assert contents(target) == {"new": "3", "mine": "mine"} and (tmp_path / "link").is_symlink()
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", {"new/file": "1"})
-    assert contents(tmp_path / "empty") == {"new/file": "1"} and oct((tmp_path / "empty" / "new").stat().st_mode)[-3:] == "755"
+    assert (
+        contents(tmp_path / "empty") == {"new/file": "1"}
+        and oct((tmp_path / "empty" / "new").stat().st_mode)[-3:] == "755"
+    )
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -59,7 +62,9 @@ def test_a_kill_while_writing_leaves_the_old_and_is_cleaned_up(tmp_path, exists)
     target = tmp_path / "target"
     if exists:
         write(target, {"old": "1"})
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout is not None
         other.stdout.readline()
         write(tmp_path / "beside", {"new/file": "1"})
@@ -91,7 +96,9 @@ def test_a_kill_while_the_new_is_put_in_place_is_finished_by_the_next(tmp_path, 
         return real(self, where)
 
     monkeypatch.setattr(Path, "replace", replace)
-    monkeypatch.setattr(folders.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Killed()) if moves == 3 else rm(*_, **__))
+    monkeypatch.setattr(
+        folders.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Killed()) if moves == 3 else rm(*_, **__)
+    )
     with pytest.raises(Killed):
         write(target, {"new/file": "2", "both": "2", "extra": "2"})
     monkeypatch.undo()

@@ -41,7 +41,9 @@ def test_a_view_has_the_digest_of_its_copy():
     assert digest(tensor.T) == digest(tensor.T.contiguous()) != digest(tensor)
 
 
-@pytest.mark.parametrize("weight", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "weight", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"]
+)
 def test_one_value_of_any_weight_shows(tiny, weight):
     before = identify(tiny)
     with torch.no_grad():

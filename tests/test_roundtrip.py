@@ -18,9 +18,12 @@ from conftest import trained
 from fuzzing import fuzz
 from quietstar import QuietStar, QuietStarError
 from quietstar.adapters import plain_modules, plain_tensors
-from quietstar.checkpoints import check_can_save
+from quietstar.checkpoints import check_can_save, refill
 from quietstar.identity import identify
 from quietstar.origin import generation_text, is_tied
+from quietstar.training import recipe as recipes
+from quietstar.training.trainer import ThoughtTrainer
+from tiny import FAMILIES, thinking
 
 TEXT = "the quick <think>brown</think> fox says <new>the thing"
 CHAT = [{"role": "user", "content": "the fox"}]
@@ -46,21 +49,24 @@ def shown(model: QuietStar) -> dict:
     }
 
 
-def same(found: dict, wanted: dict) -> None:
+def same(found: dict, wanted: dict, exact: bool = True) -> None:
     for key, value in wanted.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(found[key], value), key
+            if exact:
+                assert torch.equal(found[key], value), key
+            else:  # another attention code
+                torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
         else:
             assert found[key] == value, key
 
 
-def comes_back(model: QuietStar, folder: Path, **options) -> QuietStar:
+def comes_back(model: QuietStar, folder: Path, exact: bool = True, **options) -> QuietStar:
     """Save, load, compare; then once more from what was loaded, into the same folder."""
     model.save_pretrained(folder, **options)
     again = QuietStar.from_pretrained(folder, dtype="float32")
-    same(shown(again), shown(model))
+    same(shown(again), shown(model), exact)
     again.save_pretrained(folder)
-    same(shown(QuietStar.from_pretrained(folder, dtype="float32")), shown(model))
+    same(shown(QuietStar.from_pretrained(folder, dtype="float32")), shown(model), exact)
     assert not [path for path in folder.parent.rglob("*") if "sav" in path.name and path.name.startswith(".")]
     return again
 
@@ -386,3 +392,62 @@ def test_any_sequence_of_changes_comes_back_or_is_refused(tiny_folder, tmp_path_
         same(shown(model), before)  # saving changes nothing
         same(shown(QuietStar.from_pretrained(folder, dtype="float32")), before)
     shutil.rmtree(folder.parent)
+
+
+# -- families, precisions, training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edited_base_of_each_family(tmp_path, family):
+    model, _ = thinking(family)
+    edit(plain_tensors(model.decoder_lm)[next(iter(plain_tensors(model.decoder_lm)))], 700)
+    comes_back(model, tmp_path / "saved", exact=False)
+
+
+def test_quantised_bases_are_known_by_name_or_refused(tokenizer, tmp_path, recwarn):
+    pytest.importorskip("bitsandbytes")
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+                         num_attention_heads=2, max_position_embeddings=64)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    model = trained(QuietStar.from_pretrained(tmp_path / "plain", quantize="8bit", dtype="bfloat16"))
+    model.save_pretrained(tmp_path / "saved")
+    for quantize in (None, "8bit"):
+        again = QuietStar.from_pretrained(tmp_path / "saved", quantize=quantize, dtype="bfloat16")
+        assert torch.equal(again.markers.start, model.markers.start)
+    assert not [w for w in recwarn if "another version" in str(w.message)]
+    edit(model.decoder_lm.model.norm.weight)
+    for change in (lambda: None, lambda: setattr(model.config, "base_name", None)):
+        change()
+        with pytest.raises(QuietStarError, match="4 or 8 bit cannot be saved") as caught:
+            model.save_pretrained(tmp_path / "refused")
+        assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_is_trained_on_a_model_built_from_a_base(tiny_folder, tmp_path):
+    """Its checkpoints hold the base too, and the run goes on from them."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    QuietStar.from_base(base, AutoTokenizer.from_pretrained(tiny_folder)).save_pretrained(tmp_path / "mine")
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"the quick fox {n}" * 9}) + "\n" for n in range(9))
+    )
+    found = []
+    for steps, resume in ((2, None), (4, str(tmp_path / "run" / "checkpoint-2"))):
+        mapping = {
+            "model": str(tmp_path / "mine"), "out": str(tmp_path / "run"), "precision": "fp32",
+            "data": {"train": [str(tmp_path / "texts.jsonl")], "length": 16, "heldout_share": 0.0},
+            "weights": {"train": "lora", "rank": 2}, "thinking": {"thought_length": 2, "samples": 2},
+            "optimizer": {"steps": steps, "batch": 1, "accumulate": 1, "warmup": 0, "schedule": "constant"},
+            "watch": {"save_every": 2},
+        }  # fmt: skip
+        trainer = ThoughtTrainer.from_recipe(recipes.from_mapping(mapping, "here"))
+        if resume:
+            refill(trainer.model, resume)
+            same(shown(trainer.model), found[-1])
+        trainer.train()
+        found.append(shown(trainer.model))
+        where = tmp_path / "run" / f"checkpoint-{steps}"
+        assert (where / "base").is_dir()
+        same(shown(QuietStar.from_pretrained(where, dtype="float32")), found[-1])
+        trainer.save_model(str(tmp_path / "run" / "model"))
+        same(shown(QuietStar.from_pretrained(tmp_path / "run" / "model", dtype="float32")), found[-1])

@@ -113,14 +113,20 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 # -- refusing ---------------------------------------------------------------------------------------------------------
 
 
+def kinds(base: Any, inner: PreTrainedModel) -> dict[str, str]:
+    """PEFT's name of each adapter's type, by the adapter's name; {} without adapters."""
+    found = {} if base is inner else base.peft_config
+    return {name: getattr(config.peft_type, "value", str(config.peft_type)) for name, config in found.items()}
+
+
 def check_usable(base: Any, inner: PreTrainedModel) -> None:
     """Refuse adapters that rows cannot follow.
 
     Raises:
         UnsupportedModel: prompt, prefix or p-tuning and the like; the message names the type.
     """
-    for name, config in ({} if base is inner else base.peft_config).items():
-        kind = getattr(config.peft_type, "value", str(config.peft_type))
+    for name, kind in kinds(base, inner).items():
+        config = base.peft_config[name]
         reason = _OUTSIDE.get(kind)
         if config.is_prompt_learning:
             reason = "it puts virtual tokens before the text, which rows do not know"
@@ -147,8 +153,7 @@ def check_can_save(base: Any, inner: PreTrainedModel) -> None:
             )
         return
     check_usable(base, inner)
-    for name, config in base.peft_config.items():
-        kind = getattr(config.peft_type, "value", str(config.peft_type))
+    for name, kind in kinds(base, inner).items():
         if kind not in VERIFIED:
             raise QuietStarError(
                 f"adapter {name!r} is of type {kind}, which is not among those known to come back whole "

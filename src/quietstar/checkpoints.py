@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from quietstar import adapters, default_model
+from quietstar import adapters, default_model, families
 from quietstar.errors import QuietStarError
 from quietstar.folders import clear, finish, replacing
 from quietstar.identity import VERSION, fingerprint, fingerprint_1
@@ -138,13 +138,22 @@ def fresh(
         hidden_size=width or embeddings.weight.shape[-1],
     )
     model = cls(config, base, tokenizer)
+    for adapter, kind in adapters.kinds(base, inner).items():
+        if kind not in adapters.VERIFIED:
+            families.compare_with_itself(inner, f"the base model with adapter {adapter!r} of type {kind}", base)
     dashes = tokenizer.encode("---", add_special_tokens=False) if tokenizer is not None else []
     with torch.no_grad():
         ids = torch.tensor(dashes[:1] or [0], device=inner.device)
         model.markers.set_from(embeddings(ids)[0])
     model.origin = Origin.of(inner, tokenizer) if loaded else None
-    config.base_hash = model.loaded_fingerprint = model.origin.fingerprint if loaded else fingerprint(inner)
+    model.loaded_fingerprint = model.origin.fingerprint if loaded else fingerprint(inner)
+    config.base_hash = None if _is_quantised(inner) else model.loaded_fingerprint
     return model.eval()
+
+
+def _is_quantised(base: PreTrainedModel) -> bool:
+    """Whether the weights are packed in 4 or 8 bit (not merely read from such a file)."""
+    return bool(getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False))
 
 
 def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -182,11 +191,12 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             f"{name} cannot run in 4 bit: its hidden size must be a multiple of {_BLOCK}, and is "
             f"{base.config.hidden_size}; use --quantize 8bit, or none"
         )
+    where = Path(name) / source["subfolder"]
+    if where.is_dir() and not any(any(where.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        return base, None  # some classes would make an empty one
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if Path(name).is_dir() and not any((Path(name) / source["subfolder"]).glob("*token*")):
-            return base, None  # a folder of weights alone still works on token ids
         raise QuietStarError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
     return base, tokenizer
 
@@ -221,6 +231,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         raise QuietStarError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
     return found
 
+
+_TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.gguf")
 
 _BLOCK = 64  # weights that bitsandbytes scales together
 
@@ -452,7 +464,7 @@ def _plan(model: ThinkingModel, save_base: bool | None, folder: Path | None) -> 
         raise QuietStarError(f"the base model has to be saved too, since {what}; leave save_base out")
     whole = save_base if save_base is not None else changed or named is None or known is None
     if whole:
-        if getattr(inner, "hf_quantizer", None) is not None and getattr(inner, "is_quantized", False):
+        if _is_quantised(inner):
             what = f"{found.base[0]} was changed" if changed else "it has no name to be found by"
             raise QuietStarError(
                 f"a base model in 4 or 8 bit cannot be saved, and {what}; give from_base the base_name of the "
@@ -460,12 +472,13 @@ def _plan(model: ThinkingModel, save_base: bool | None, folder: Path | None) -> 
             )
         check_structure(inner)
         config.base_name = config.base_revision = None
-    config.base_hash = found.now.fingerprint
-    config.base_dtype = str(inner.dtype).removeprefix("torch.")
-    if inner.dtype == torch.float32:  # so that the same base is known in another precision
-        config.base_hash_rounded = fingerprint(inner, rounded=True)
-    else:
-        config.base_hash_rounded = config.base_hash if inner.dtype == torch.bfloat16 else None
+    if not _is_quantised(inner):  # its hash says nothing about the weights that its name holds
+        config.base_hash = found.now.fingerprint
+        config.base_dtype = str(inner.dtype).removeprefix("torch.")
+        if inner.dtype == torch.float32:  # so that the same base is known in another precision
+            config.base_hash_rounded = fingerprint(inner, rounded=True)
+        else:
+            config.base_hash_rounded = config.base_hash if inner.dtype == torch.bfloat16 else None
     state = adapters.state(model.base, inner)
     config.adapter, config.adapters = bool(state), state or None
     tokenizer = model.tokenizer is not None and (found.tokenizer or whole)
@@ -480,6 +493,8 @@ def _origin(model: ThinkingModel) -> Origin | None:
 
     None where there is no name or what it names cannot be read: then everything has to be written.
     """
+    if model.origin is None and model.config.base_name is not None and _is_quantised(model.decoder_lm):
+        return Origin.of(model.decoder_lm, model.tokenizer)  # what its name holds is not packed: no comparison
     if model.origin is None and model.config.base_name is not None:
         remote = type(model.decoder_lm).__module__.startswith("transformers_modules")
         options = dict(
@@ -548,33 +563,42 @@ def _card(config: QuietStarConfig) -> tuple[str, str]:
     """The name that the adapters give their base, and a README that says how to load them."""
     name = config.base_name
     if name in (default_model.DEFAULT, *default_model.BARE):
-        where = "thinking_folder() / \"base\"" if name == default_model.DEFAULT else "folder()"
-        base, said = str(name), (
-            f"The base is quietstar's model `{name}`, converted from a 4 bit file: its weights differ from those "
-            "published on a model hub, so it has no hub name. With PEFT:\n\n```python\n"
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
-            "from quietstar import default_model\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained(default_model.{where})\n"
+        where = 'thinking_folder() / "base"' if name == default_model.DEFAULT else "folder()"
+        base, said = (
+            str(name),
+            (
+                f"The base is quietstar's model `{name}`, converted from a 4 bit file: its weights differ from those "
+                "published on a model hub, so it has no hub name. With PEFT:\n\n```python\n"
+                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+                "from quietstar import default_model\n\n"
+                f"base = AutoModelForCausalLM.from_pretrained(default_model.{where})\n"
+            ),
         )
     elif name is None:
-        base, said = "base", (
-            "The base lies beside this folder, in `base`. With PEFT, from the folder above:\n\n```python\n"
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            'base = AutoModelForCausalLM.from_pretrained("base")\n'
+        base, said = (
+            "base",
+            (
+                "The base lies beside this folder, in `base`. With PEFT, from the folder above:\n\n```python\n"
+                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                'base = AutoModelForCausalLM.from_pretrained("base")\n'
+            ),
         )
     else:
-        base, said = str(name), (
-            "The base is named in `adapter_config.json`. With PEFT:\n\n```python\n"
-            "from peft import PeftConfig, PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            'name = PeftConfig.from_pretrained("adapter").base_model_name_or_path\n'
-            "base = AutoModelForCausalLM.from_pretrained(name)\n"
+        base, said = (
+            str(name),
+            (
+                "The base is named in `adapter_config.json`. With PEFT:\n\n```python\n"
+                "from peft import PeftConfig, PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                'name = PeftConfig.from_pretrained("adapter").base_model_name_or_path\n'
+                "base = AutoModelForCausalLM.from_pretrained(name)\n"
+            ),
         )
     first = config.adapters["names"][0] if config.adapters else "default"
     path = "adapter" if first == "default" else f"adapter/{first}"
     return base, (
         "---\nlibrary_name: peft\n---\n\n# An adapter of a quietstar model\n\n"
         "Load it with its markers and mixing head: `quietstar.QuietStar.from_pretrained(FOLDER)`, where FOLDER is the "
-        f"folder above this one.\n\n{said}model = PeftModel.from_pretrained(base, \"{path}\")\n```\n"
+        f'folder above this one.\n\n{said}model = PeftModel.from_pretrained(base, "{path}")\n```\n'
     )
 
 

@@ -21,7 +21,14 @@ from quietstar import adapters, identity
 from quietstar.errors import QuietStarError
 
 _FREE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config"}
-_PLACES = {"name_or_path", "tokenizer_file", "vocab_file", "merges_file", "added_tokens_file", "special_tokens_map_file"}
+_PLACES = {
+    "name_or_path",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+    "added_tokens_file",
+    "special_tokens_map_file",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,8 @@ def generation_text(base: PreTrainedModel) -> str:
     config = getattr(base, "generation_config", None)
     if config is None:
         return ""
-    return json.dumps(_without(config.to_dict(), {"transformers_version", "_from_model_config"}), sort_keys=True, default=str)
+    said = _without(config.to_dict(), {"transformers_version", "_from_model_config"})
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -183,10 +191,14 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def _behaviour(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+    added = sorted(tokenizer.added_tokens_decoder)
+    probe = " ".join(str(tokenizer.added_tokens_decoder[index]) for index in added)
     return {
         "chat template": getattr(tokenizer, "chat_template", None),
         "special tokens": tokenizer.special_tokens_map,
         "added tokens": {str(i): repr(token) for i, token in sorted(tokenizer.added_tokens_decoder.items())},
+        "tokens left out as special": tokenizer.decode(added, skip_special_tokens=True),
+        "encoding of added tokens": tokenizer(probe, verbose=False)["input_ids"],
         "vocabulary": model[max(0, model.find('"added_tokens"')) :],  # before it: padding and truncation of a call
     } | {key: getattr(tokenizer, key, None) for key in ("padding_side", "truncation_side", "model_max_length")}
 
