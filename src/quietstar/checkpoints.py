@@ -1,9 +1,9 @@
 """Finding, loading and saving thinking models: base-model resolution, our own layout, the published layout.
 
-Ours: `config.json`, `quietstar.safetensors` (markers and head), `adapter/` in PEFT's format if there is one, `tokenizer/`
-and `generation_config.json` where they are no longer the base's own, `base/` only where the base itself was changed or
-has no name to be found by. The published layout is one Mistral-named
-checkpoint with `talk_head.0.*`, `start_embedding`, `end_embedding` among its tensors. Safetensors only, never pickle.
+Ours: `config.json`, `quietstar.safetensors` (markers and head), `adapter/` in PEFT's format if there are any,
+`tokenizer/` and `generation_config.json` where they are no longer the base's own, `base/` only where the base itself
+was changed or has no name to be found by. The published layout is one Mistral-named checkpoint with `talk_head.0.*`,
+`start_embedding`, `end_embedding` among its tensors. Safetensors only, never pickle.
 """
 
 from __future__ import annotations
@@ -537,12 +537,13 @@ def _write_base(inner: PreTrainedModel, folder: Path, max_shard_size: int | str)
         place = (tensor.device, tensor.data_ptr())
         state[name] = tensor.detach().clone() if place in seen else tensor.detach()  # safetensors know no sharing
         seen.add(place)
-    kept = inner.config.to_dict(), inner.generation_config
-    inner.generation_config = GenerationConfig()
+    config = inner.config
+    kept = inner.generation_config, getattr(config, "dtype", None), getattr(config, "architectures", None)
+    inner.generation_config = GenerationConfig()  # its own is written as it is, by `_write`
     try:
         inner.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
     finally:
-        inner.generation_config = kept[1]
+        inner.generation_config, config.dtype, config.architectures = kept
     (folder / GENERATION).unlink(missing_ok=True)
     file = folder / "config.json"
     written = json.loads(file.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Which weights these are: hashes of the base, of markers and head, and of adapters, for files and records.
 
-A hash covers every bit of every parameter and persistent buffer, as fp32 values: the same weights have the same hash on
-any device and in any precision that holds them exactly. A tensor is read as a table of 4096 columns, and the sums of its
-rows and of its columns (whole numbers, modulo 2^32) are hashed: one changed value always changes two sums, and the
+A hash covers every bit of every parameter and persistent buffer, as fp32 values: the same weights have the same hash
+on any device and in any precision that holds them exactly. A tensor is read as a table of 4096 columns, and the sums of
+its rows and of its columns (whole numbers, modulo 2^32) are hashed: one changed value always changes two sums, and the
 reading runs at the memory's speed where the tensor lies. Knows tensors and their names; knows nothing about files.
 """
 
@@ -77,9 +77,7 @@ def _sums(part: Tensor) -> Iterable[np.ndarray]:
         words, shift = part.view(torch.int16), 16
     elif part.dtype == torch.float16:
         words = part.float().view(torch.int32)
-    elif part.dtype in (torch.float32, torch.int32):
-        words = part.view(torch.int32)
-    elif part.element_size() == 8:
+    elif part.dtype in (torch.float32, torch.int32) or part.element_size() == 8:
         words = part.view(torch.int32)
     else:  # packed or short whole numbers
         words = part.view(torch.uint8).to(torch.int32)

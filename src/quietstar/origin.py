@@ -135,6 +135,7 @@ def _shapes(model: PreTrainedModel) -> dict[str, str]:
 
 
 def structure(base: PreTrainedModel) -> str:
+    """A hash of which module of the base is where; adapters left out."""
     kinds = [(name, type(module).__qualname__) for name, module in adapters.plain_modules(base)]
     return hashlib.sha256(repr(kinds).encode()).hexdigest()
 
@@ -162,6 +163,7 @@ def is_tied(base: PreTrainedModel) -> bool:
 
 
 def config_text(base: PreTrainedModel) -> str:
+    """The configuration as JSON, without what says where, when or in which precision the model was loaded."""
     return json.dumps(_without(base.config.to_dict(), _FREE), sort_keys=True, default=str)
 
 
@@ -172,6 +174,7 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 def generation_text(base: PreTrainedModel) -> str:
+    """The generation defaults as JSON, "" without any."""
     config = getattr(base, "generation_config", None)
     if config is None:
         return ""
