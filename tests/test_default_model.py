@@ -236,3 +236,11 @@ def test_the_merged_model_says_what_base_and_adapter_say(model):
     assert not model.head.untrained
     assert (found - wanted).abs().mean() < 0.02  # merged weights are rounded to bf16
     assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.85
+
+
+@pytest.mark.model
+def test_the_hash_of_the_first_version_is_still_known():
+    from quietstar.identity import fingerprint_1
+
+    written = json.loads((default_model.thoughts_folder() / "config.json").read_text())["base_hash"]
+    assert fingerprint_1(QuietStar.from_pretrained("smollm2-135m-instruct", dtype="float32").decoder_lm) == written

@@ -189,19 +189,27 @@ def test_a_changed_configuration(tiny, tmp_path):
 def test_what_no_file_holds_is_refused(tiny, tmp_path):
     with torch.no_grad():
         tiny.decoder_lm.model.rotary_emb.inv_freq.mul_(0.5)
-    with pytest.raises(QuietStarError, match=r"inv_freq was changed .* computed from the configuration"):
-        tiny.save_pretrained(tmp_path / "saved")
+    for _ in range(2):
+        with pytest.raises(QuietStarError, match=r"inv_freq was changed .* computed from the configuration"):
+            tiny.save_pretrained(tmp_path / "saved")
+        edit(tiny.decoder_lm.model.norm.weight)
 
 
 def test_a_model_that_its_configuration_does_not_build_is_refused(tiny, tiny_folder, tmp_path):
     def fresh():
         return QuietStar.from_pretrained(tiny_folder, dtype="float32")
 
-    one, two, three = fresh(), fresh(), fresh()
+    one, two, three, four = fresh(), fresh(), fresh(), fresh()
+    four.decoder_lm.model.norm.variance_epsilon = 0.5
     del one.decoder_lm.model.layers[1]
     two.decoder_lm.model.layers[0].mlp.act_fn = nn.Tanh()
     three.decoder_lm.model.extra = nn.Parameter(torch.ones(3))
-    for model, says in ((one, "layers.1"), (two, "act_fn is Tanh"), (three, "model.extra")):
+    for model, says in (
+        (one, "layers.1"),
+        (two, "act_fn is Tanh"),
+        (three, "model.extra"),
+        (four, "model.norm.variance_epsilon is 0.5, but its configuration builds 1e-06"),
+    ):
         with pytest.raises(QuietStarError, match=f"cannot be saved: .*{says}") as caught:
             model.save_pretrained(tmp_path / "saved")
         assert "\n" not in str(caught.value) and not (tmp_path / "saved").exists()
@@ -269,6 +277,20 @@ def test_an_adapter_alone_says_how_it_is_loaded(tiny, tiny_folder, tmp_path):
     lora(tiny).save_pretrained(tmp_path / "adapter")
     with pytest.raises(QuietStarError, match=r"is a PEFT adapter alone, .*QuietStar.from_base\(PeftModel"):
         QuietStar.from_pretrained(tmp_path / "adapter")
+    tiny.base = lora(tiny)
+    tiny.save_pretrained(tmp_path / "saved")
+    with pytest.raises(QuietStarError, match=r"is the adapter of a model; load .*saved$"):
+        QuietStar.from_pretrained(tmp_path / "saved" / "adapter")
+
+
+def test_a_base_named_by_a_relative_path(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(tiny_folder).parent)
+    base = AutoModelForCausalLM.from_pretrained(Path(tiny_folder).name, dtype=torch.float32)
+    model = trained(QuietStar.from_base(base, base_name=Path(tiny_folder).name))
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert identify(QuietStar.from_pretrained("saved", dtype="float32")) == identify(model)
+    assert not Path("saved/base").exists()
 
 
 # -- any sequence of changes ------------------------------------------------------------------------------------------

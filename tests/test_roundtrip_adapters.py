@@ -192,17 +192,17 @@ def test_adapters_inside_a_base_without_a_wrapper_are_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING .*virtual tokens"),
+        (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING cannot be served: .*virtual tokens"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PREFIX_TUNING .*virtual"),
         (lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, task_type="CAUSAL_LM"),
          "P_TUNING .*virtual"),
-        (lambda: peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"), "ADAPTION_PROMPT"),
-        (lambda: peft.LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "aLoRA"),
+        (lambda: peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"), "ADAPTION_PROMPT cannot be served"),
+        (lambda: peft.LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "aLoRA cannot be served"),
     ],
 )  # fmt: skip
 def test_what_needs_virtual_tokens_is_refused_by_name(tiny_folder, config, says):
     base = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config())
-    with pytest.raises(UnsupportedModel, match=f"cannot be served: |{says}") as caught:
+    with pytest.raises(UnsupportedModel, match=says) as caught:
         QuietStar.from_base(base)
     assert "\n" not in str(caught.value)
 

@@ -90,6 +90,8 @@ def load(
     with readable(name):
         config = _json(name, "config.json", revision)
         if config is None and (adapter := _json(name, "adapter_config.json", revision)) is not None:
+            if (Path(name).resolve().parent / WEIGHTS).is_file():
+                raise QuietStarError(f"{name} is the adapter of a model; load {Path(name).resolve().parent}")
             raise QuietStarError(
                 f"{name} is a PEFT adapter alone, not a model; put it on its base: QuietStar.from_base("
                 "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
@@ -132,6 +134,8 @@ def fresh(
     width = inner.get_output_embeddings().weight.shape[-1] if inner.get_output_embeddings() is not None else 0
     if name is None and base is not inner:
         name = getattr(inner.config, "_name_or_path", "") or None
+    if name is not None and name not in (default_model.DEFAULT, *default_model.BARE) and Path(name).exists():
+        name = str(Path(name).resolve())
     config = QuietStarConfig(
         base_name=name,
         base_revision=revision,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from quietstar import adapters, identity
@@ -100,8 +100,8 @@ def changes(base: Any, inner: PreTrainedModel, tokenizer: Any, was: Origin) -> C
         if getattr(was, what) != getattr(now, what):
             found.append({"config": "its configuration", "tied": "the tie of its embeddings"}.get(what, what))
     lost = []
-    if was.dtype == now.dtype and not found:  # a resized or rebuilt model computes them anew
-        lost = [name for name in now.derived if was.derived.get(name) != now.derived[name]]
+    if was.dtype == now.dtype and was.config == now.config:  # another configuration or precision gives others
+        lost = [name for name in was.derived if was.derived[name] != now.derived.get(name, was.derived[name])]
     return Changes(found, lost, was.generation != now.generation, was.tokenizer != now.tokenizer, now)
 
 
@@ -130,13 +130,28 @@ def check_structure(inner: PreTrainedModel) -> None:
 
 
 def _shapes(model: PreTrainedModel) -> dict[str, str]:
-    kinds = {name: type(module).__name__ for name, module in adapters.plain_modules(model)}
-    return kinds | {name: f"a weight of {tuple(t.shape)}" for name, t in adapters.plain_tensors(model).items()}
+    found = {name: f"a weight of {tuple(t.shape)}" for name, t in adapters.plain_tensors(model).items()}
+    for name, module in adapters.plain_modules(model):
+        found[name] = type(module).__name__
+        found |= {f"{name}.{key}": f"{value:g}" for key, value in _constants(module).items()}
+    return found
+
+
+def _constants(module: nn.Module) -> dict[str, float]:
+    """Numbers such as an epsilon or a scale that a module computes with; some ropes set theirs by the text's length."""
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, float) and not key.startswith("_") and key != "attention_scaling"
+    }
 
 
 def structure(base: PreTrainedModel) -> str:
-    """A hash of which module of the base is where; adapters left out."""
-    kinds = [(name, type(module).__qualname__) for name, module in adapters.plain_modules(base)]
+    """A hash of which module of the base is where, and of the constants in it; adapters left out."""
+    kinds = [
+        (name, type(module).__qualname__, sorted(_constants(module).items()))
+        for name, module in adapters.plain_modules(base)
+    ]
     return hashlib.sha256(repr(kinds).encode()).hexdigest()
 
 
