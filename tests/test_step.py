@@ -297,9 +297,9 @@ def test_a_floor_keeps_the_weight_up_and_lets_the_gradient_through():
     [
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"positions": "some"}, "positions must be one of all, random, entropy"),
+        ({"positions": "some"}, "positions must be all, random or entropy; got 'some'"),
         ({"share": 0.0}, "share must be above 0"),
-        ({"only_probability": 1.5}, "only_probability must be from 0 to 1"),
+        ({"only_probability": 1.5}, "only_probability must be at most 1, got 1.5"),
     ],
 )
 def test_wrong_values_are_told(options, says):

@@ -127,7 +127,8 @@ def _told(error: ValidationError, cls: Any, what: str = "key") -> str:
     if kind.startswith("dataclass"):
         return f"{name} is a section with keys of its own, got {shown(value)}"
     if kind in _BOUNDS:
-        return f"{name} must be {_BOUNDS[kind].format(**context)}, got {shown(value)}{more}"
+        bound = {key: f"{limit:g}" if isinstance(limit, float) else limit for key, limit in context.items()}
+        return f"{name} must be {_BOUNDS[kind].format(**bound)}, got {shown(value)}{more}"
     if kind == "literal_error":
         return f"{name} must be {context['expected'].replace(chr(39), '')}; got {shown(value)}{more}"
     wanted = next((words for begin, words in _WANTED.items() if kind.startswith(begin)), None)

@@ -122,7 +122,7 @@ def _train(recipe: Recipe, start: str | None, device: str | None, live: Live) ->
                 step, steps = trainer.state.global_step, recipe.optimizer.steps
                 live.say(f"stopped after step {step} of {steps}; go on with the same command and --resume")
             raise typer.Exit(128 + came[0])
-        if trainer.has_final():
+        if trainer.was_finished and trainer.has_final():
             if main:
                 live.say(f"{Path(recipe.out) / 'model'} is the finished model; nothing was changed")
             return

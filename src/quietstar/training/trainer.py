@@ -123,6 +123,7 @@ class ThoughtTrainer(transformers.Trainer):
         self.notes: list[str] = []  # what was left out of the data, in words
         self.stopping = False  # set it, and the run ends with a checkpoint after the step it is in
         self.stopped = False
+        self.was_finished = False  # there was nothing left to train
         made = _arguments(recipe, bool(self.heldout), arguments)
         _check_precision(recipe, made.mixed_precision)
         super().__init__(
@@ -289,7 +290,7 @@ class ThoughtTrainer(transformers.Trainer):
         if begun >= self.args.max_steps:
             self._say(f"already finished: {begun} of {self.args.max_steps} steps are trained")
             self._load_from_checkpoint(str(start))
-            self.state.global_step = begun
+            self.state.global_step, self.was_finished = begun, True
             return TrainOutput(begun, float("nan"), {})
         self._try_saving()
         if self.args.should_save:
@@ -545,6 +546,12 @@ class _Watchman(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_asked(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_asked(args, state, control)
+
+    def _stop_if_asked(self, args: Any, state: Any, control: Any) -> None:
         trainer = self.trainer
         asked = trainer.stopping
         if args.world_size > 1:  # all stop after the same step, whoever was told
