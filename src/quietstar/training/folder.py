@@ -15,13 +15,16 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 from safetensors import SafetensorError
 
 from quietstar.errors import QuietStarError
+from quietstar.settings import build, checked
 
 SEAL = "training.json"
 RECIPE = "recipe.yaml"
@@ -37,8 +40,25 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # -- what is whole ----------------------------------------------------------------------------------------------------
 
 
-def seal(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write `record` and a list of the folder's files with their checksums, after all of them have reached the disk.
+@checked
+@dataclass(frozen=True)
+class Record:
+    """What is kept about a checkpoint or a finished model beside its weights.
+
+    Args:
+        step: steps trained. origin: {option: value} that it was made with. tally, divide: of the trainer.
+        files: {name: (bytes, checksum)} of everything in the folder.
+    """
+
+    step: int = -1
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    tally: Mapping[str, float] = field(default_factory=dict)
+    divide: Annotated[float, Field(ge=1)] = 1.0
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def seal(folder: Path, record: Record) -> None:
+    """Write `record` with a list of the folder's files, after all of them have reached the disk.
 
     Raises:
         OSError: something cannot be read or written.
@@ -48,11 +68,11 @@ def seal(folder: Path, record: Mapping[str, Any]) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _checksum(path)]
-    _write(folder / SEAL, json.dumps({**record, "files": files}, indent=1))
+            files[path.relative_to(folder).as_posix()] = (path.stat().st_size, _checksum(path))
+    _write(folder / SEAL, json.dumps(asdict(replace(record, files=files)), indent=1))
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> Record:
     """What a sealed folder was sealed with.
 
     Raises:
@@ -60,19 +80,19 @@ def record_of(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / SEAL).read_bytes())
+        if not isinstance(found, dict) or not found.get("files"):
+            raise ValueError("it lists no files")
+        return build(Record, found)
     except FileNotFoundError:
         raise QuietStarError(f"{folder} has no {SEAL}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise QuietStarError(f"{folder / SEAL} cannot be read ({_first_line(error)})") from error
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise QuietStarError(f"{folder / SEAL} is not the record of a training run")
-    return found
+        raise QuietStarError(f"{folder / SEAL} is damaged ({_first_line(error)})") from error
 
 
 def damage(folder: Path, checksums: bool = True) -> str | None:
     """What is wrong with a sealed folder, None where it is whole; without `checksums` by names and sizes alone."""
     try:
-        for name, (size, checksum) in record_of(folder)["files"].items():
+        for name, (size, checksum) in record_of(folder).files.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -146,8 +166,9 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         QuietStarError: it cannot be written to, or another process trains there.
     """
-    made = [path for path in (run, *run.parents) if not path.exists()]
+    made: list[Path] = []
     try:
+        made = [path for path in (run, *run.parents) if not path.exists()]
         run.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run / LOCK)
         lock.acquire(timeout=0)
@@ -246,24 +267,17 @@ def writing(what: str, where: str | Path, next_step: Callable[[], str]) -> Itera
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, QuietStarError) as error:
-        if isinstance(error, RuntimeError) and not _is_of_files(error):
-            raise
         reason = "no space left on the disk" if _is_full(error) else _first_line(error)
         raise QuietStarError(f"{what} could not be written to {where}: {reason}; {next_step()}") from error
 
 
-def _is_of_files(error: BaseException) -> bool:
-    return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "unexpected pos", "write"))
+# torch's own writer does not say why it failed
+_WORDS = ("No space", "no space left", "os error 28", "os error 27", "File too large", "PytorchStreamWriter",
+          "inline_container", "unexpected pos", "iostream error")  # fmt: skip
 
 
 def _is_full(error: BaseException) -> bool:
-    """True where a disk was full; torch does not say why its own writer failed."""
-    text = str(error)
-    return (
-        getattr(error, "errno", None) in _FULL
-        or isinstance(error, RuntimeError)
-        or any(word in text for word in ("No space", "no space left", "os error 28", "os error 27", "File too large"))
-    )
+    return getattr(error, "errno", None) in _FULL or any(word in str(error) for word in _WORDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from quietstar import checkpoints
@@ -304,8 +305,12 @@ class ThoughtTrainer(transformers.Trainer):
         wrong = folder.damage(checkpoint)
         if wrong is not None:
             raise QuietStarError(f"{checkpoint} is not a whole checkpoint of a training run: {wrong}")
+        with _reading(str(checkpoint)):
+            found = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        if found != step_of(checkpoint):
+            raise QuietStarError(f"the checkpoint {checkpoint} cannot be loaded: it was saved after step {found}")
         record = folder.record_of(checkpoint)
-        before = record.get("origin") or {}
+        before = record.origin
         changed = {
             key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value
         }  # fmt: skip
@@ -323,8 +328,8 @@ class ThoughtTrainer(transformers.Trainer):
         told = {key: pair for key, pair in changed.items() if not key.startswith(("out", "data."))}
         for key, (old, new) in told.items():
             self._say(f"{key} is {_brief(new)} from here on (it was {_brief(old)})")
-        self.tally = Tally(record.get("tally")) if self.args.process_index == 0 else Tally()
-        self.divide = record.get("divide", 1.0)
+        self.tally = Tally(record.tally) if self.args.process_index == 0 else Tally()
+        self.divide = record.divide
         for callback in self.callback_handler.callbacks:
             if told and hasattr(callback, "note"):
                 callback.note({"changed": told})
@@ -366,7 +371,9 @@ class ThoughtTrainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                folder.seal(aside / name, {"origin": self.origin, "tally": tally.sums, "divide": self.divide})
+                folder.seal(
+                    aside / name, folder.Record(self.state.global_step, self.origin, tally.sums, self.divide)
+                )
                 folder.put(run, name)
                 for old in [one for one in folder.checkpoints(run) if folder.damage(one, checksums=False) is None][
                     : -self.recipe.watch.keep
@@ -380,14 +387,14 @@ class ThoughtTrainer(transformers.Trainer):
         with self._aside(name) as aside:
             self.save_model(str(aside / name))
             if self.args.should_save:
-                folder.seal(aside / name, {"step": self.state.global_step})
+                folder.seal(aside / name, folder.Record(self.state.global_step, self.origin))
                 folder.put(run, name)
         return run / name
 
     def has_final(self) -> bool:
         """Whether the finished model is in the run's folder, whole and of this step."""
         path = Path(self.args.output_dir) / folder.MODEL
-        return folder.damage(path) is None and folder.record_of(path).get("step") == self.state.global_step
+        return folder.damage(path) is None and folder.record_of(path).step == self.state.global_step
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
@@ -454,6 +461,10 @@ class ThoughtTrainer(transformers.Trainer):
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _init_training_state(self, *arguments: Any) -> Any:
+        with _reading(str(self.args.output_dir)):
+            return super()._init_training_state(*arguments)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
             super()._load_rng_state(checkpoint)
@@ -473,7 +484,7 @@ class Tally:
     _MEANS = ("total", "base", "mixed", "next", "gain", "policy", "kl", "reward", "mixing_weight")
     _SUMS = ("tokens", "rows")
 
-    def __init__(self, sums: dict[str, float] | None = None) -> None:
+    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
         self.sums = {key: float((sums or {}).get(key, 0.0)) for key in ("count", *self._MEANS, *self._SUMS)}
 
     def add(self, report: StepReport) -> None:
