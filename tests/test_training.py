@@ -150,6 +150,16 @@ def test_an_infinite_gradient_stops_before_the_update(tiny_folder, texts, tmp_pa
     assert torch.equal(running.model.markers.start, before)
 
 
+def test_arithmetic_that_the_recipe_does_not_name_is_refused(tiny_folder, texts, tmp_path, monkeypatch):
+    one = recipe(tiny_folder, texts, tmp_path / "run")
+    with pytest.raises(QuietStarError, match="training in fp16 is not supported"):
+        trainer.ThoughtTrainer.from_recipe(one, device="cpu", fp16=True)
+    for named, says in (("fp16", "training in fp16 is not supported"), ("bf16", "the recipe says precision: fp32, but")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", named)
+        with pytest.raises(QuietStarError, match=says):
+            trainer.ThoughtTrainer.from_recipe(one, device="cpu")
+
+
 def test_out_of_memory_halves_the_chunks_and_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
     one = recipe(tiny_folder, texts, tmp_path / "run", optimizer__steps=1, watch__evaluate_every=0)
     plain = trainer.ThoughtTrainer.from_recipe(one, device="cpu")
@@ -222,7 +232,7 @@ def test_the_smoke_recipe_trains_the_real_model(tmp_path, capsys):
 # -- several processes --------------------------------------------------------------------------------------------------
 
 _WORKER = """
-import sys, torch
+import json, sys, torch
 import torch.distributed as dist
 from quietstar.training import recipe as recipes, trainer
 one = recipes.load(sys.argv[1], [("optimizer.batch", sys.argv[2])])
@@ -240,9 +250,11 @@ running.args.max_grad_norm = 0.0
 running.add_callback(Look())
 running.train(resume_from_checkpoint=sys.argv[5] if len(sys.argv) > 5 else None)
 running.save_model(sys.argv[4] + ".model")
-if int(__import__("os").environ.get("RANK", "0")) == 0:
+if running.args.process_index == 0:
     torch.save(seen, sys.argv[4])
+    json.dump([line for line in running.state.log_history if "mixed" in line], open(sys.argv[4] + ".log", "w"))
 if dist.is_initialized():
+    dist.barrier()
     dist.destroy_process_group()
 """
 
@@ -278,6 +290,11 @@ def test_two_processes_have_the_gradient_of_one_and_resume(tiny_folder, texts, t
         torch.testing.assert_close(
             double[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
+    said, one_said = (json.loads((tmp_path / f"{name}.log").read_text()) for name in ("double", "single"))
+    for line, wanted_line in zip(said, one_said, strict=True):  # the mean over processes, not what the first one saw
+        for key in ("loss", "base", "mixed", "next", "gain", "reward", "mixing_weight", "tokens", "rows"):
+            assert line[key] == pytest.approx(wanted_line[key], rel=1e-4, abs=1e-5), key
+        assert line["loss"] == pytest.approx((line["base"] + line["mixed"]) / 2 + line["policy"], rel=1e-5)
     found, wanted = weights(tmp_path / "double.model"), weights(tmp_path / "single.model")
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():  # AdamW's first steps have the size of the rate, whatever the gradient's
