@@ -5,11 +5,11 @@ import time
 
 import pytest
 import yaml
-from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from fuzzing import fuzz
 from quietstar import QuietStarError
 from quietstar.training import plain_yaml
 from quietstar.training import recipe as recipes
@@ -111,7 +111,9 @@ def test_wrong_flags_are_told(flags, says):
         recipes.load("smoke", flags)
 
 
-@pytest.mark.parametrize("source", ["", ".", "/", "a\0b", "x" * 5000, "no/such.yaml", "~nobody/x.yaml", "\ud800", "\ud800.yaml"])
+@pytest.mark.parametrize(
+    "source", ["", ".", "/", "a\0b", "x" * 5000, "no/such.yaml", "~nobody/x.yaml", "\ud800", "\ud800.yaml"]
+)
 def test_what_is_no_recipe_is_one_line(source, tmp_path):
     with pytest.raises(QuietStarError) as error:
         recipes.load(source)
@@ -148,7 +150,9 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = st.one_of(st.sampled_from([k for key in recipes.key_names() for k in (key, key.split(".")[0])]), st.text(max_size=6))
+KEYS = st.one_of(
+    st.sampled_from([k for key in recipes.key_names() for k in (key, key.split(".")[0])]), st.text(max_size=6)
+)
 
 
 @st.composite

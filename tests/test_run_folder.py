@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import runs
 import torch
-from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+import runs
+from fuzzing import fuzz
 from quietstar import QuietStar, QuietStarError
 from quietstar.cli import train as cli
 from quietstar.training import folder, trainer
@@ -146,7 +146,9 @@ def test_other_options_are_refused_by_name_with_both_values(copied, tiny_folder,
 
 
 def test_other_texts_are_refused_and_the_same_texts_elsewhere_are_not(copied, tiny_folder, texts, tmp_path):
-    other = runs.write_texts(tmp_path / "texts.jsonl", [*runs.LINES[:-1], "another one, as long as the others are here"])
+    other = runs.write_texts(
+        tmp_path / "texts.jsonl", [*runs.LINES[:-1], "another one, as long as the others are here"]
+    )
     with pytest.raises(QuietStarError, match="is of another run: the .* texts was .*, now "):
         cli.run(runs.recipe(tiny_folder, other, copied), True, "cpu")
     moved = shutil.copy(texts, tmp_path / "moved.jsonl")
@@ -201,7 +203,9 @@ NAMES = ["optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", 
     place=st.floats(0, 1, exclude_max=True),
     both=st.booleans(),
 )
-def test_a_damaged_checkpoint_is_passed_over_or_told(finished, tiny_folder, texts, tmp_path_factory, name, kind, place, both):
+def test_a_damaged_checkpoint_is_passed_over_or_told(
+    finished, tiny_folder, texts, tmp_path_factory, name, kind, place, both
+):
     """Whatever file is damaged: the run goes on from the whole one before, to the same result, or a line says why not."""
     out = Path(shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "run"))
     for checkpoint in ["checkpoint-4", *(["checkpoint-3"] if both else [])]:
@@ -238,7 +242,9 @@ def spoil(path: Path, kind: str, place: float) -> None:
 @fuzz(10)
 @given(
     name=st.sampled_from([n for n in NAMES if n != folder.SEAL]),
-    raw=st.one_of(st.binary(max_size=40), st.sampled_from([b"{}", b"[]", b"null", b"\x80\x02.", b"PK\x03\x04", b"{" * 9000])),
+    raw=st.one_of(
+        st.binary(max_size=40), st.sampled_from([b"{}", b"[]", b"null", b"\x80\x02.", b"PK\x03\x04", b"{" * 9000])
+    ),
 )
 def test_a_checkpoint_sealed_over_nonsense_is_one_line(finished, tiny_folder, texts, tmp_path_factory, name, raw):
     """Even where the checksums agree, what the files hold may be anything."""

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 
+import runs
+from fuzzing import TIMES
 from quietstar import QuietStarError
 from quietstar.cli import train as cli
 from quietstar.training import folder, trainer
@@ -82,18 +83,20 @@ def killed_at(number: int, work) -> bool:
     return os.WIFSIGNALED(status)
 
 
-EVERY = [pytest.param(60, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+EVERY = max(1, 40 // TIMES)  # of about 130 places, all with QUIETSTAR_FUZZ=40
 
 
-@pytest.mark.parametrize("every", EVERY)
-def test_killed_before_any_write_it_goes_on_to_the_same_result(tiny_folder, texts, alone, tmp_path, every):
-    """Every place where a file or folder is made, renamed or removed, the final model's too."""
+@pytest.mark.slow
+@pytest.mark.fuzz
+@pytest.mark.timeout(600 * TIMES)
+def test_killed_before_any_write_it_goes_on_to_the_same_result(tiny_folder, texts, alone, tmp_path):
+    """Wherever a file or folder is made, renamed or removed, the final model's too."""
     number, tried = 3, 0
     while killed_at(number, lambda: again(tiny_folder, texts, tmp_path / "run")):
         again(tiny_folder, texts, tmp_path / "run")
         assert same(tmp_path / "run", alone), f"killed before change {number}"
         shutil.rmtree(tmp_path / "run")
-        number += every
+        number += EVERY
         tried += 1
     print(f"killed at {tried} places")
     assert tried > 1
@@ -215,7 +218,9 @@ def test_a_full_disk_stops_in_one_line_and_can_be_gone_on_from(tiny_folder, text
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tiny_folder, texts, tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "run", Path("/proc/run"), tmp_path / ("long" * 100)):
-        with pytest.raises(QuietStarError, match="the run's folder .* cannot be written to .*; choose another with --out"):
+        with pytest.raises(
+            QuietStarError, match="the run's folder .* cannot be written to .*; choose another with --out"
+        ):
             cli.run(runs.recipe("no such model", texts, out), False, "cpu")
 
 
@@ -233,6 +238,8 @@ def test_weights_that_are_no_numbers_are_not_saved(tiny_folder, texts, tmp_path)
                 model.markers.start.data.fill_(float("nan"))
 
     running.add_callback(Break())
-    with pytest.raises(QuietStarError, match=r"markers.start became infinite or not a number at step 4; .*checkpoint-3 is"):
+    with pytest.raises(
+        QuietStarError, match=r"markers.start became infinite or not a number at step 4; .*checkpoint-3 is"
+    ):
         running.train()
     assert folder.last_checkpoint(out) == str(out / "checkpoint-3")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from quietstar import QuietStar, QuietStarError
 from quietstar.cli import train as cli
-from quietstar.training import data, folder, live, trainer
+from quietstar.training import data, live, trainer
 from quietstar.training import recipe as recipes
 
 LINES = [
@@ -154,7 +154,10 @@ def test_arithmetic_that_the_recipe_does_not_name_is_refused(tiny_folder, texts,
     one = recipe(tiny_folder, texts, tmp_path / "run")
     with pytest.raises(QuietStarError, match="training in fp16 is not supported"):
         trainer.ThoughtTrainer.from_recipe(one, device="cpu", fp16=True)
-    for named, says in (("fp16", "training in fp16 is not supported"), ("bf16", "the recipe says precision: fp32, but")):
+    for named, says in (
+        ("fp16", "training in fp16 is not supported"),
+        ("bf16", "the recipe says precision: fp32, but"),
+    ):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", named)
         with pytest.raises(QuietStarError, match=says):
             trainer.ThoughtTrainer.from_recipe(one, device="cpu")
@@ -205,7 +208,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_folder, texts, tmp_pat
         return save(what, path, *more, **keywords)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(QuietStarError, match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is whole"):
+    with pytest.raises(
+        QuietStarError,
+        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is whole",
+    ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
     assert not (out / "saving").exists()

@@ -91,6 +91,12 @@ def key_names(cls: Any, prefix: str = "") -> list[str]:
     return found
 
 
+def clean(text: str) -> str:
+    """A text for a message: as it is where it can be printed on a line, its repr where not; cut where it is long."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
 def shown(value: Any) -> str:
     """A value in a message: its repr on one line, cut where it is long."""
     try:
@@ -115,12 +121,12 @@ def _told(error: ValidationError, cls: Any, what: str = "key") -> str:
     every = error.errors(include_url=False)
     first = next((one for one in every if one["type"] == "unexpected_keyword_argument"), every[0])
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    path = [str(part)[:_SHOWN] for part in first["loc"] if part != "[key]"]
+    path = [clean(str(part)) for part in first["loc"] if part != "[key]"]
     of_a_key = bool(first["loc"]) and first["loc"][-1] == "[key]"
     name = f"each key of {'.'.join(path[:-1])}" if of_a_key else ".".join(path)
     more = f" (and {len(every) - 1} more)" if len(every) > 1 else ""
     if kind == "unexpected_keyword_argument":
-        return _unknown(cls, name, what)
+        return _unknown(cls, ".".join(str(part) for part in first["loc"]), what)
     if kind == "value_error":
         reason = context["error"]  # a QuietStarError of the section's own check names the key itself
         return f"{name}{'.' if name else ''}{reason}" if isinstance(reason, QuietStarError) else f"{name} {reason}"
@@ -142,4 +148,4 @@ def _unknown(cls: Any, name: str, what: str) -> str:
     near = difflib.get_close_matches(name, every, n=1, cutoff=0.5) or [
         one for one in every if one.rpartition(".")[2] == name.rpartition(".")[2]
     ]
-    return f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; keys: {', '.join(every)}")
+    return f"unknown {what} {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else f"; keys: {', '.join(every)}")

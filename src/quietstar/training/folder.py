@@ -130,7 +130,7 @@ def to_resume(run: Path, say: Callable[[str], None]) -> str | None:
     Raises:
         QuietStarError: nothing of a run is there, or all its checkpoints are damaged.
     """
-    told = []
+    told: list[str] = []
     for path in reversed(checkpoints(run)):
         wrong = damage(path)
         if wrong is None:

@@ -23,11 +23,11 @@ from quietstar.errors import QuietStarError
 from quietstar.evals.bench import peak_bytes
 from quietstar.text import visible
 from quietstar.training import folder as folders
-from quietstar.training.folder import LOG
 
 if TYPE_CHECKING:
     from quietstar.training.trainer import ThoughtTrainer
 
+LOG = folders.LOG
 _THOUGHTS = 3
 
 
@@ -60,14 +60,15 @@ class Log(TrainerCallback):  # type: ignore[misc]
     def _writing(self) -> Any:
         def go_on() -> str:
             last = folders.last_checkpoint(self.path.parent)
-            return f"the checkpoint {last} is whole; go on with --resume" if last else "no checkpoint had been saved yet"
+            return f"{last} is whole, go on from it with --resume" if last else "no checkpoint had been saved yet"
 
         return folders.writing("the log", self.path.parent, go_on)
 
 
 def _line(values: dict[str, Any]) -> str:
     """A line of JSON; what is no number is null, as JSON has no other word for it."""
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}) + "\n"
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(finite) + "\n"
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:

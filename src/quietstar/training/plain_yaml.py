@@ -73,7 +73,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 class _Loader(yaml.SafeLoader):
     """Without tags, dates and merge keys; refuses a key given twice; reads 1e-6 as the number it is."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in ("bool", "int", "float", "null")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

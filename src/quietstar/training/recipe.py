@@ -196,7 +196,7 @@ def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
         is_file = path.suffix in (".yaml", ".yml") or path.exists()
         raw = plain_yaml.load(path) if is_file else _preset(source)
     except plain_yaml.NotPlain as error:
-        raise QuietStarError(f"the recipe {source} is not valid YAML: {error}") from error
+        raise QuietStarError(f"the recipe {settings.clean(source)} is not valid YAML: {error}") from error
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         if isinstance(error, QuietStarError):
             raise
@@ -216,14 +216,16 @@ def _put(raw: dict[str, Any], key: str, text: str) -> None:
     try:
         value = plain_yaml.read(text)
     except plain_yaml.NotPlain as error:
-        raise QuietStarError(f"--{key}: {settings.shown(text)} is not a value: {error}") from error
+        raise QuietStarError(f"--{settings.clean(key)}: {settings.shown(text)} is not a value: {error}") from error
     *sections, last = key.split(".")
     where = raw
     for depth, section in enumerate(sections, start=1):
         where = where.setdefault(section, {})
         if not isinstance(where, dict):
-            name = ".".join(sections[:depth])
-            raise QuietStarError(f"--{key}: {name} has the value {settings.shown(where)}, and no keys below it")
+            name = settings.clean(".".join(sections[:depth]))
+            raise QuietStarError(
+                f"--{settings.clean(key)}: {name} has the value {settings.shown(where)}, and no keys below it"
+            )
     where[last] = value
 
 
@@ -234,7 +236,7 @@ def from_mapping(raw: Any, where: str) -> Recipe:
         QuietStarError: an unknown key, a wrong type or value; names key, value and what is allowed.
     """
     if not isinstance(raw, Mapping):
-        raise QuietStarError(f"the recipe {where} should hold keys and values")
+        raise QuietStarError(f"the recipe {settings.clean(where)} should hold keys and values")
     return settings.build(Recipe, raw, "recipe key")
 
 

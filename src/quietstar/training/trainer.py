@@ -371,9 +371,7 @@ class ThoughtTrainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                folder.seal(
-                    aside / name, folder.Record(self.state.global_step, self.origin, tally.sums, self.divide)
-                )
+                folder.seal(aside / name, folder.Record(self.state.global_step, self.origin, tally.sums, self.divide))
                 folder.put(run, name)
                 for old in [one for one in folder.checkpoints(run) if folder.damage(one, checksums=False) is None][
                     : -self.recipe.watch.keep
@@ -606,4 +604,3 @@ def _low(recipe: Recipe, model: QuietStar) -> torch.autocast:
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
