@@ -223,9 +223,8 @@ def _put(raw: dict[str, Any], key: str, text: str) -> None:
         where = where.setdefault(section, {})
         if not isinstance(where, dict):
             name = settings.clean(".".join(sections[:depth]))
-            raise QuietStarError(
-                f"--{settings.clean(key)}: {name} has the value {settings.shown(where)}, and no keys below it"
-            )
+            said = f"{name} has the value {settings.shown(where)}, and no keys below it"
+            raise QuietStarError(f"--{settings.clean(key)}: {said}")
     where[last] = value
 
 
