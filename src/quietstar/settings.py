@@ -94,7 +94,7 @@ def key_names(cls: Any, prefix: str = "") -> list[str]:
 def clean(text: str) -> str:
     """A text for a message: as it is where it can be printed on a line, its repr where not; cut where it is long."""
     text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return text if len(text) <= 4 * _SHOWN else text[: 4 * _SHOWN - 1] + "…"
 
 
 def shown(value: Any) -> str:
