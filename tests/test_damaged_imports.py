@@ -52,7 +52,7 @@ def refused(store, path, *lines) -> str:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("batch", "../etc", "no id"), ("batch", 5, "batch"), ("batch", {}, "batch"), ("continues", "A b", "continues"),
+        ("batch", "../etc", "no id"), ("batch", 5, "batch"), ("batch", {}, "batch"), ("continues", "A b", "no id"),
         ("continues", ["x"], "continues"), ("started", "0001-01-01T00:00:00+14:00", "no time"),
         ("started", "9999-12-31T23:59:59-12:00", "no time"), ("started", "", "no time"),
         ("measures", {"77": {"garble": 1.0}}, "nothing was imported"),

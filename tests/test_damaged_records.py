@@ -59,11 +59,8 @@ def test_a_value_of_another_kind_is_damage(whole, tmp_path):
     path = tmp_path / "r.db"
     for statement in (
         "UPDATE thoughts SET kl = 'much'",
-        "UPDATE runs SET settings = '[1]'",
         "UPDATE runs SET batch_size = 1 << 40",
-        "UPDATE thoughts SET base_top = '[[1]]'",
-        "UPDATE samples SET tokens = '{}'",
-        "UPDATE runs SET sequence = 9",
+        "UPDATE runs SET started = x'00'",
     ):
         path.write_bytes(whole)
         with Store.open(path) as store:

@@ -186,7 +186,7 @@ def test_threads_that_ended_leave_no_connection_open(filled):
         list(filled.runs())
 
     def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     look()
     before = descriptors()
