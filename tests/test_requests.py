@@ -1,6 +1,5 @@
 """Any request to the page's server gets 2xx, 3xx or 4xx and one line, small answers come at once, and work can be stopped."""
 
-import os
 import random
 import signal
 import socket
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -186,7 +186,7 @@ def test_threads_that_ended_leave_no_connection_open(filled):
         list(filled.runs())
 
     def descriptors() -> int:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     look()
     before = descriptors()
