@@ -1,5 +1,6 @@
 """Any request to the page's server gets 2xx, 3xx or 4xx and one line, small answers come at once, and work can be stopped."""
 
+import contextlib
 import random
 import signal
 import socket
@@ -142,11 +143,8 @@ def squatting(answer):
         try:
             while True:
                 link, _ = listener.accept()
-                with link:
-                    try:
-                        answer(link)
-                    except OSError:
-                        pass
+                with link, contextlib.suppress(OSError):
+                    answer(link)
         except OSError:
             pass
 
