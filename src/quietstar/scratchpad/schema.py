@@ -331,7 +331,6 @@ def code_of(error: sqlite3.Error) -> int:
     return next((code for words, code in _WORDS.items() if words in str(error)), 0)
 
 
-# What SQLite raises; where the file is damaged, its own words may be no text.
 class Kinds:
     """A row factory that refuses values which the columns of the record never hold.
 
@@ -360,6 +359,7 @@ class Kinds:
         return sqlite3.Row(cursor, values)
 
 
+# What SQLite raises; where the file is damaged, its own words may be no text.
 TROUBLE = (sqlite3.Error, UnicodeDecodeError)
 
 
