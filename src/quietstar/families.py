@@ -2,21 +2,23 @@
 
 What the model tells on its own (grouped heads, scaling, windows, soft-capped attention, sinks, positions) is read from
 its calls in `rows`. Left over are: how a hidden state becomes logits, how long a text may be, and who is refused.
-A family not in `VERIFIED` is compared with its own code path once, when it is wrapped, and refused if they differ.
+Every model is tried once on a short text when it is wrapped: its weights and logits must be finite and what it predicts
+must not depend on later tokens. One of a family not in `VERIFIED` must also give by rows what its own forward gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quietstar.errors import UnsupportedModel
-from quietstar.rows import Prefix, Rows, install, ordinary
+from quietstar.errors import QuietStarError, UnsupportedModel, first_line
+from quietstar.rows import Prefix, Rows, installing, ordinary
 
-# Compared with a slow, obvious implementation in tests/test_families.py; no check at load is needed.
+# Compared with a slow, obvious implementation in tests/test_families.py; at load only the model's own forward is tried.
 VERIFIED = frozenset(
     [
         "llama",
@@ -91,10 +93,11 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Make `model` able to serve rows, or refuse it by name.
+    """Make `model` able to serve rows, or refuse it; a refused model keeps the attention it came with.
 
     Raises:
         UnsupportedModel: the family cannot be served; the message says why.
+        QuietStarError: its weights or logits are not finite, or its own forward fails.
     """
     config = text_config(model)
     family = config.model_type
@@ -112,40 +115,115 @@ def prepare(model: PreTrainedModel) -> None:
             f"model type {family!r} cannot be served: it has {', '.join(sorted(recurrent))} layers, whose state rows "
             "cannot share"
         )
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModel(
+            f"model type {family!r} cannot be served: some of its layers keep a recurrent state, which rows cannot "
+            "share"
+        )
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"model type {family!r} cannot be served: this version of transformers computes its attention inside the "
             "model file, out of reach of a registered attention function"
         )
-    install(model)
-    if family not in VERIFIED:
-        _compare_with_itself(model, family)
-
-
-@torch.no_grad()
-def _compare_with_itself(model: PreTrainedModel, family: str) -> None:
-    """Refuse a family whose rows do not give what its own forward gives (the two must agree to rounding)."""
-    vocabulary = text_config(model).vocab_size
-    ids = (torch.arange(12, device=model.device) * 7919 + 13)[None] % vocabulary
+    _refuse_broken_weights(model)
     training = model.training
     model.eval()
     try:
+        with torch.no_grad(), installing(model):
+            _try(model, family)
+    finally:
+        model.train(training)
+
+
+def _refuse_broken_weights(model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel() and not weight.is_meta:
+            low, high = weight.detach().aminmax()  # both carry a NaN on; one pass, no copy
+            if not (low.isfinite() and high.isfinite()):
+                raise QuietStarError(
+                    f"the weight {name} of the base model holds values that are not finite (NaN or infinity); the file "
+                    f"is broken, or its values do not fit {str(weight.dtype).removeprefix('torch.')}"
+                )
+
+
+def _try(model: PreTrainedModel, family: str) -> None:
+    """Read a short text: finite, blind to the future and, for a family nobody compared, the same by rows.
+
+    In 16 bits rounding alone can send a token to another expert; what fails on one text is tried on a second.
+    """
+    dtype = next(model.parameters()).dtype
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    problem: UnsupportedModel | None = None
+    for step in (7919, 104729):
+        ids = (torch.arange(12, device=model.device) * step + 13)[None] % text_config(model).vocab_size
+        both = ids.repeat(2, 1)
+        both[1, -1] = (both[1, -1] + 1) % text_config(model).vocab_size
         with ordinary(model):
-            expected = model(input_ids=ids, use_cache=False).logits[0].float()
+            logits = _run_foreign(family, "its own forward fails", lambda both=both: model(both, use_cache=False).logits)
+        if not bool(logits.isfinite().all()):
+            raise QuietStarError(
+                f"the base model's own logits are not finite (NaN or infinity) in {str(dtype).removeprefix('torch.')}; "
+                "load it with --dtype float32 (dtype=\"float32\"), or its weights are broken"
+            )
+        problem = _refuse_future(family, logits.float(), tolerance)
+        if problem is None and family not in VERIFIED:
+            problem = _refuse_other_arithmetic(model, family, ids, logits[0].float(), tolerance)
+        if problem is None:
+            return
+    assert problem is not None
+    raise problem
+
+
+def _refuse_future(family: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
+    """What is wrong where two texts that differ in the last token are told apart before it; logits (2, N, V)."""
+    moved = (logits[0, :-1] - logits[1, :-1]).abs().max() / logits.abs().max().clamp_min(1e-6)
+    if moved.item() < tolerance:
+        return None
+    return UnsupportedModel(
+        f"model type {family!r} cannot be served as it is configured: it reads the future (a changed last token moves "
+        f"the predictions before it by {moved.item():.1e} of the largest logit), so it is no causal LM"
+    )
+
+
+def _refuse_other_arithmetic(
+    model: PreTrainedModel, family: str, ids: Tensor, expected: Tensor, tolerance: float
+) -> UnsupportedModel | None:
+    """What is wrong where rows do not give what the model's own forward gave (to rounding); `expected` is (12, V)."""
+
+    def by_rows() -> tuple[Tensor, int]:
         embeds = model.get_input_embeddings()(ids)
         prefix = Prefix(model, 1)
         by_prefix = unembed(model, prefix.extend(embeds[:, :8])).float()[0]
         zero, seen = torch.zeros(2, dtype=torch.long, device=model.device), torch.tensor([4, 8], device=model.device)
         rows = Rows(prefix, zero, seen)
         by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], embeds[0, 8:12]]))).float()
-    finally:
-        model.train(training)
-    found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
+        return torch.cat([by_prefix, by_rows[0], by_rows[1]]), len(prefix.layers)
+
+    found, layers = _run_foreign(family, "its own code fails where rows run through it", by_rows)
+    total = getattr(text_config(model), "num_hidden_layers", layers)
+    if layers < total:
+        return UnsupportedModel(
+            f"model type {family!r} cannot be served: rows reach the attention of {layers} of its {total} layers only"
+        )
     wanted = torch.cat([expected[:8], expected[4:8], expected[8:12]])
     error = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
-    if not error < tolerance:
+    if error < tolerance:
+        return None
+    return UnsupportedModel(
+        f"model type {family!r} cannot be served: its rows differ from its own forward by {error:.1e} of the "
+        f"largest logit (at most {tolerance:.0e} is rounding)"
+    )
+
+
+def _run_foreign(family: str, what: str, call: Callable[[], Any]) -> Any:
+    """`call`, which runs a model file nobody tried here: whatever it raises is a reason to refuse the model."""
+    try:
+        return call()
+    except (QuietStarError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):  # how torch says it on a CPU
+            raise
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: its rows differ from its own forward by {error:.1e} of the "
-            f"largest logit (at most {tolerance:.0e} is rounding)"
-        )
+            f"model type {family!r} cannot be served: {what} ({type(error).__name__}: {first_line(error)})"
+        ) from error
