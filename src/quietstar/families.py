@@ -8,7 +8,8 @@ must not depend on later tokens. One of a family not in `VERIFIED` must also giv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def prepare(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), installing(model):
+        with torch.no_grad(), _foreign(family, "its attention cannot be replaced"), installing(model):
             _try(model, family)
     finally:
         model.train(training)
@@ -153,17 +154,18 @@ def _try(model: PreTrainedModel, family: str) -> None:
     """
     dtype = next(model.parameters()).dtype
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    vocabulary = text_config(model).vocab_size
     problem: UnsupportedModel | None = None
     for step in (7919, 104729):
-        ids = (torch.arange(12, device=model.device) * step + 13)[None] % text_config(model).vocab_size
+        ids = (torch.arange(12, device=model.device) * step + 13)[None] % vocabulary
         both = ids.repeat(2, 1)
-        both[1, -1] = (both[1, -1] + 1) % text_config(model).vocab_size
-        with ordinary(model):
-            logits = _run_foreign(family, "its own forward fails", lambda both=both: model(both, use_cache=False).logits)
+        both[1, 8:] = (both[1, 8:] + 1) % vocabulary
+        with _foreign(family, "its own forward fails"), ordinary(model):
+            logits = model(input_ids=both, use_cache=False).logits
         if not bool(logits.isfinite().all()):
             raise QuietStarError(
                 f"the base model's own logits are not finite (NaN or infinity) in {str(dtype).removeprefix('torch.')}; "
-                "load it with --dtype float32 (dtype=\"float32\"), or its weights are broken"
+                'load it with --dtype float32 (dtype="float32"), or its weights are broken'
             )
         problem = _refuse_future(family, logits.float(), tolerance)
         if problem is None and family not in VERIFIED:
@@ -175,37 +177,42 @@ def _try(model: PreTrainedModel, family: str) -> None:
 
 
 def _refuse_future(family: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
-    """What is wrong where two texts that differ in the last token are told apart before it; logits (2, N, V)."""
-    moved = (logits[0, :-1] - logits[1, :-1]).abs().max() / logits.abs().max().clamp_min(1e-6)
-    if moved.item() < tolerance:
+    """What is wrong where two texts that differ from token 8 on are told apart before it; logits (2, 12, V)."""
+    moved = ((logits[0, :8] - logits[1, :8]).abs().max() / logits.abs().max().clamp_min(1e-6)).item()
+    if moved < tolerance / 2:
         return None
     return UnsupportedModel(
-        f"model type {family!r} cannot be served as it is configured: it reads the future (a changed last token moves "
-        f"the predictions before it by {moved.item():.1e} of the largest logit), so it is no causal LM"
+        f"model type {family!r} cannot be served as it is configured: it reads the future (other later tokens move the "
+        f"predictions before them by {moved:.1e} of the largest logit), so it is no causal LM"
     )
 
 
 def _refuse_other_arithmetic(
     model: PreTrainedModel, family: str, ids: Tensor, expected: Tensor, tolerance: float
 ) -> UnsupportedModel | None:
-    """What is wrong where rows do not give what the model's own forward gave (to rounding); `expected` is (12, V)."""
+    """What is wrong where rows do not give what the model's own forward gives (to rounding); `expected` is (12, V).
 
-    def by_rows() -> tuple[Tensor, int]:
-        embeds = model.get_input_embeddings()(ids)
+    One of the rows begins with an embedding that is no token's, as a marker is.
+    """
+    embeds = model.get_input_embeddings()(ids)
+    marked = embeds.clone()
+    marked[:, 8] = embeds[:, 8:10].mean(1)
+    with _foreign(family, "its own forward fails on an embedding that is no token's"), ordinary(model):
+        after_marker = model(inputs_embeds=marked, use_cache=False).logits[0, 8:].float()
+    with _foreign(family, "its own code fails where rows run through it"):
         prefix = Prefix(model, 1)
         by_prefix = unembed(model, prefix.extend(embeds[:, :8])).float()[0]
         zero, seen = torch.zeros(2, dtype=torch.long, device=model.device), torch.tensor([4, 8], device=model.device)
         rows = Rows(prefix, zero, seen)
-        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], embeds[0, 8:12]]))).float()
-        return torch.cat([by_prefix, by_rows[0], by_rows[1]]), len(prefix.layers)
-
-    found, layers = _run_foreign(family, "its own code fails where rows run through it", by_rows)
+        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], marked[0, 8:12]]))).float()
+    layers = len(prefix.layers)
     total = getattr(text_config(model), "num_hidden_layers", layers)
     if layers < total:
         return UnsupportedModel(
             f"model type {family!r} cannot be served: rows reach the attention of {layers} of its {total} layers only"
         )
-    wanted = torch.cat([expected[:8], expected[4:8], expected[8:12]])
+    found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
+    wanted = torch.cat([expected[:8], expected[4:8], after_marker])
     error = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
     if error < tolerance:
         return None
@@ -215,10 +222,11 @@ def _refuse_other_arithmetic(
     )
 
 
-def _run_foreign(family: str, what: str, call: Callable[[], Any]) -> Any:
-    """`call`, which runs a model file nobody tried here: whatever it raises is a reason to refuse the model."""
+@contextlib.contextmanager
+def _foreign(family: str, what: str) -> Iterator[None]:
+    """Around a model file nobody tried here: whatever it raises is a reason to refuse the model."""
     try:
-        return call()
+        yield
     except (QuietStarError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
