@@ -9,6 +9,7 @@ must not depend on later tokens. One of a family not in `VERIFIED` must also giv
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,6 +135,28 @@ def prepare(model: PreTrainedModel) -> None:
             _try(model, family)
     finally:
         model.train(training)
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose own vocabulary passes the embeddings; say so where only added tokens do.
+
+    Those are often never used (a padding token), so the model is served, and a text with one of them refused.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = tokenizer.get_vocab()
+    beyond = sorted((token_id, token) for token, token_id in vocabulary.items() if token_id >= rows)
+    if not beyond:
+        return
+    added = set(tokenizer.get_added_vocab())
+    plain = [pair for pair in beyond if pair[1] not in added]
+    token_id, token = (plain or beyond)[0]
+    what = f"the tokenizer has {token!r} as token {token_id}, but the base model has embeddings for {rows} tokens only"
+    if plain:
+        raise QuietStarError(
+            f"{what} ({len(beyond)} tokens are beyond them); give the tokenizer that belongs to the model, or resize it "
+            "with resize_token_embeddings"
+        )
+    warnings.warn(f"{what}; a text with it is refused", stacklevel=2)
 
 
 def _refuse_broken_weights(model: PreTrainedModel) -> None:
