@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -56,7 +55,7 @@ def layouts(tiny_folder, tokenizer, tmp_path_factory) -> dict[str, Path]:
 
 
 def attempt(folder: Path) -> str:
-    """"" where the folder gives a model that thinks, or the one line."""
+    """ "" where the folder gives a model that thinks, or the one line."""
     try:
         model = QuietStar.from_pretrained(folder)
         _, trace = model.generate([3, 4, 5], max_new_tokens=2, thought_length=1, stop_ids=[])
@@ -126,9 +125,12 @@ def damage_bytes(data, path: Path, how: str) -> None:
 
 
 def damage_weights(data, path: Path) -> None:
-    how = data.draw(st.sampled_from(["cut", "flip", "head", "length", "lie", "shape", "dtype", "rename", "drop", "nan"]))
+    how = data.draw(
+        st.sampled_from(["cut", "flip", "head", "length", "lie", "shape", "dtype", "rename", "drop", "nan"])
+    )
     if how in ("cut", "flip"):
-        return damage_bytes(data, path, how)
+        damage_bytes(data, path, how)
+        return
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     if how == "length":
@@ -162,13 +164,16 @@ def damage_file(data, folder: Path, path: Path) -> None:
     others = sorted(other for other in folder.rglob("*") if other.is_file() and other != path)
     how = data.draw(st.sampled_from(["empty", "gone", "folder", "loop", "dangling", "swap", "pickle", "noise"]))
     if how == "swap":
-        return path.write_bytes(data.draw(st.sampled_from(others)).read_bytes())
+        path.write_bytes(data.draw(st.sampled_from(others)).read_bytes())
+        return
     if how == "noise":
-        return path.write_bytes(os.urandom(0) + data.draw(st.binary(max_size=64)))
+        path.write_bytes(data.draw(st.binary(max_size=64)))
+        return
     if how == "pickle":
         torch.save({"x": torch.zeros(2)}, path.with_suffix(".bin"))
         if data.draw(st.booleans()):
-            return path.write_bytes(path.with_suffix(".bin").read_bytes())
+            path.write_bytes(path.with_suffix(".bin").read_bytes())
+            return
     path.unlink()
     if how == "empty":
         path.touch()

@@ -213,8 +213,8 @@ class QuietStar(ThinkingModel):
         if ids and max(ids) >= rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise QuietStarError(
-                f"the text has {token!r}, token {max(ids)} of the tokenizer, but the base model has embeddings for {rows} "
-                "tokens only; leave it out, or resize the model with resize_token_embeddings"
+                f"the text has {token!r}, token {max(ids)} of the tokenizer, but the base model has embeddings for "
+                f"{rows} tokens only; leave it out, or resize the model with resize_token_embeddings"
             )
         return ids
 

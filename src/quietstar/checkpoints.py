@@ -11,7 +11,6 @@ import contextlib
 import copy
 import errno
 import math
-import os
 import re
 import socket
 import warnings
@@ -72,13 +71,13 @@ def load(
         with _of_the_cache(folder):
             base, tokenizer = _base(str(folder), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME)
-    if not name or not (os.path.exists(name) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+    if not name or not (_exists(name) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
-    if os.path.isfile(name) and not name.endswith(".gguf"):
+    if _exists(name) and Path(name).is_file() and not name.endswith(".gguf"):
         raise QuietStarError(f"{name} is a file; give a model folder, or a file that ends in .gguf")
     with readable(name):
         config = _json(name, "config.json", revision)
-        if config is None and not name.endswith(".gguf") and not os.path.exists(name):
+        if config is None and not name.endswith(".gguf") and not _exists(name):
             raise QuietStarError(
                 f"unknown model {name!r}: neither a folder or .gguf file here nor a model of the hub"
                 + (" in the cache, and the hub cannot be reached" if _offline() else "")
@@ -89,7 +88,7 @@ def load(
             return model
         base, tokenizer = _base(name, options)
         extra = _published(name, revision) if not name.endswith(".gguf") else {}
-        known_as = str(Path(name).resolve()) if os.path.exists(name) else name
+        known_as = str(Path(name).resolve()) if _exists(name) else name
         model = fresh(cls, base, tokenizer, name=known_as, revision=_commit(name, revision))
         model.revision = model.config.base_revision
         if extra:
@@ -133,11 +132,11 @@ def _width(base: PreTrainedModel) -> int:
 def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """The base model and its tokenizer from a folder, a GGUF file or a hub name."""
     source: dict[str, Any] = {"revision": options["revision"], "trust_remote_code": options["trust_remote_code"]}
-    source["local_files_only"] = os.path.exists(name) or _offline()
+    source["local_files_only"] = _exists(name) or _offline()
     source["subfolder"] = options.get("subfolder", "")
     packed, stored, asked_for = None, None, name
     if name.endswith(".gguf"):
-        if not os.path.isfile(name):
+        if not Path(name).is_file():
             raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
         packed = gguf_files.read_header(Path(name))
         name, source["gguf_file"] = str(Path(name).parent), Path(name).name
@@ -177,17 +176,23 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             f"{name} cannot run in 4 bit: its hidden size must be a multiple of {_BLOCK}, and is "
             f"{base.config.hidden_size}; use --quantize 8bit, or none"
         )
+    for holder in (base.config, base.generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None and not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids])):
+            raise QuietStarError(f"{asked_for}: eos_token_id should be a token id or a list of them, and is {ids!r}")
     return base, _tokenizer(name, source, packed is None)
 
 
 def _tokenizer(name: str, source: dict[str, Any], may_lack: bool) -> Any:
     """The tokenizer of a base, or None where a folder of weights has none: it still works on token ids."""
     try:
-        return AutoTokenizer.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        tokenizer.decode(tokenizer("a b", verbose=False)["input_ids"])  # some broken files show only when used
+        return tokenizer
     except BaseException as error:
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
-        if may_lack and os.path.isdir(name) and not any((Path(name) / source["subfolder"]).glob("*token*")):
+        if may_lack and Path(name).is_dir() and not any((Path(name) / source["subfolder"]).glob("*token*")):
             return None
         raise QuietStarError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
 
@@ -215,7 +220,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def pick_dtype(dtype: Any) -> Any:
-    """"auto" or a floating-point dtype of torch, from its name or itself."""
+    """ "auto" or a floating-point dtype of torch, from its name or itself."""
     if isinstance(dtype, str) and (dtype == "auto" or dtype in DTYPES):
         return DTYPES.get(dtype, dtype)
     if isinstance(dtype, torch.dtype) and dtype in (*DTYPES.values(), torch.float64):
@@ -259,12 +264,20 @@ def _json(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
     return None if path is None else folders.read_json(path)
 
 
+def _exists(name: str) -> bool:
+    """Whether a folder or file is called so; False for what no file system takes as a name."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _file(name: str, file: str, revision: str | None) -> Path | None:
     if name.endswith(".gguf"):
         return None
-    if os.path.exists(name):
+    if _exists(name):
         path = Path(name) / file
-        if os.path.lexists(path) and not path.is_file():
+        if (path.is_symlink() or path.exists()) and not path.is_file():
             raise QuietStarError(f"{path} should be a file; it is a folder, or a link that leads nowhere")
         return path if path.is_file() else None
     found = cached_file(
@@ -276,7 +289,7 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
 
 def _commit(name: str, revision: str | None) -> str | None:
     """The commit a hub name stands for now, from where its files are cached; `revision` where that cannot be told."""
-    path = None if os.path.exists(name) else _file(name, "config.json", revision)
+    path = None if _exists(name) else _file(name, "config.json", revision)
     return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else revision
 
 
@@ -318,7 +331,7 @@ def readable(name: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
-        if not os.path.exists(name) and isinstance(error, OSError):
+        if not _exists(name) and isinstance(error, OSError):
             raise QuietStarError(f"the model {name} could not be fetched from the hub: {first_line(error)}") from error
         said = first_line(error)
         if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):  # else the kind says the most
@@ -461,7 +474,7 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
         base, tokenizer = _base(where, options | {"revision": None, "subfolder": "base"})
     elif config.base_name in default_model.BARE:
         base, tokenizer = _base(str(default_model.folder()), options | {"revision": None})
-    elif os.path.isabs(config.base_name) and not os.path.exists(config.base_name):
+    elif Path(config.base_name).is_absolute() and not _exists(config.base_name):
         raise QuietStarError(
             f"{name} holds thoughts for the base model {config.base_name}, which is not there; put it back, or save "
             "with save_base=True where it is"
@@ -560,8 +573,8 @@ def _check_adapter(name: str, revision: str | None) -> None:
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     if too_large := [r for r in ranks if isinstance(r, int) and r > 64 * max(1, widest)]:
         raise QuietStarError(
-            f"{name}: adapter_config.json asks for rank {too_large[0]}, but the adapter's weights have at most {widest}; "
-            "the two files do not belong together"
+            f"{name}: adapter_config.json asks for rank {too_large[0]}, but the adapter's weights have at most {widest}; the "
+            "two files do not belong together"
         )
     with safe_open(path, framework="pt") as tensors:
         for key in shapes:

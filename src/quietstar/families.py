@@ -153,8 +153,8 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
     what = f"the tokenizer has {token!r} as token {token_id}, but the base model has embeddings for {rows} tokens only"
     if plain:
         raise QuietStarError(
-            f"{what} ({len(beyond)} tokens are beyond them); give the tokenizer that belongs to the model, or resize it "
-            "with resize_token_embeddings"
+            f"{what} ({len(beyond)} tokens are beyond them); give the tokenizer that belongs to the model, or resize "
+            "the model with resize_token_embeddings"
         )
     warnings.warn(f"{what}; a text with it is refused", stacklevel=2)
 

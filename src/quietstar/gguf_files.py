@@ -234,7 +234,7 @@ def _applied(config: PreTrainedConfig, key: str, value: Any) -> bool:
     if key == "use_parallel_residual":
         return bool(value == getattr(config, "use_parallel_residual", False))
     if key == "expert_shared_count":
-        return config.model_type == "qwen2_moe" and value == 1 or value == 0
+        return value == 0 or (value == 1 and config.model_type == "qwen2_moe")
     return key in ("rope.freq_base", "attention.sliding_window")  # set below
 
 
@@ -265,7 +265,7 @@ def _set_rope(config: PreTrainedConfig, header: GGUFHeader) -> None:
         if factors is not None or kind != "none":
             raise _refused(header, _SCALING + "type", kind)
         return
-    main = rope["full_attention"] if "full_attention" in rope else rope  # the windows of Gemma 3 are never scaled
+    main = rope.get("full_attention", rope)  # the windows of Gemma 3 are never scaled
     main["rope_theta"] = float(own.get("rope.freq_base", 10000.0))
     if factors is not None:
         if kind != "none":

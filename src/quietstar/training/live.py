@@ -19,6 +19,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from quietstar.evals.bench import peak_bytes
+from quietstar.jsontext import to_json
 from quietstar.text import visible
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class Log(TrainerCallback):  # type: ignore[misc]
             return
         kept = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.path.write_text("".join(to_json(line, ascii_only=True) + "\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(to_json({"step": state.global_step, **logs}, ascii_only=True) + "\n")
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
