@@ -169,6 +169,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         )
     if packed is not None:
         gguf_files.check_tensors(packed, base)
+    _refuse_left_over(asked_for, base, [key for key in found["unexpected_keys"] if not _is_extra(key)])
     if not options["quantize"]:
         base.to(options["device"])
     elif options["quantize"] == "4bit" and base.config.hidden_size % _BLOCK:
@@ -181,6 +182,22 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         if ids is not None and not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids])):
             raise QuietStarError(f"{asked_for}: eos_token_id should be a token id or a list of them, and is {ids!r}")
     return base, _tokenizer(name, source, packed is None)
+
+
+def _refuse_left_over(name: str, base: PreTrainedModel, unused: list[str]) -> None:
+    """Refuse weights of layers that the configuration leaves out; say so of other weights the model has no place for."""
+
+    def anywhere(key: str) -> str:
+        return re.sub(r"\d+", "N", key)
+
+    known = {anywhere(key) for key in base.state_dict()}
+    if layers := sorted(key for key in unused if anywhere(key) in known):
+        raise QuietStarError(
+            f"{name}: its weights hold {layers[0]}, which config.json leaves out ({len(layers)} such weights); the two "
+            "files do not belong together"
+        )
+    if unused:
+        warnings.warn(f"{name}: {len(unused)} of its weights are not used, as {sorted(unused)[0]}", stacklevel=2)
 
 
 def _tokenizer(name: str, source: dict[str, Any], may_lack: bool) -> Any:
@@ -573,8 +590,8 @@ def _check_adapter(name: str, revision: str | None) -> None:
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     if too_large := [r for r in ranks if isinstance(r, int) and r > 64 * max(1, widest)]:
         raise QuietStarError(
-            f"{name}: adapter_config.json asks for rank {too_large[0]}, but the adapter's weights have at most {widest}; the "
-            "two files do not belong together"
+            f"{name}: adapter_config.json asks for rank {too_large[0]}, but its weights have at most {widest}; "
+            "the two files do not belong together"
         )
     with safe_open(path, framework="pt") as tensors:
         for key in shapes:

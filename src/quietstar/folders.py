@@ -190,7 +190,8 @@ def _check_size(path: Path, config: dict[str, Any], stored: Stored) -> None:
     widest = max([10_000, tensors, *(size for shape in stored.shapes.values() for size in shape)])
     for name, value in _numbers(config):
         limit = tensors if _LAYERS.fullmatch(name) else widest if _REPEATED.fullmatch(name) else None
-        if limit is not None and value > limit:
+        least = 1 if name in config and _LAYERS.fullmatch(name) else 0
+        if limit is not None and not least <= value <= limit:
             raise QuietStarError(
                 f"{path} asks for {name} = {value}, but the weights hold {tensors} tensors; the two files do not "
                 "belong together"
