@@ -156,7 +156,9 @@ def damage_weights(data, path: Path) -> None:
         elif how == "rename":
             weights[data.draw(st.sampled_from(["x", "", "model", name + ".x", "talk_head.0.0.weight"]))] = tensor
         elif how == "nan":
-            weights[name] = torch.full_like(tensor.float(), data.draw(st.sampled_from([float("nan"), float("inf"), 0.0, 1e30])))
+            weights[name] = torch.full_like(
+                tensor.float(), data.draw(st.sampled_from([float("nan"), float("inf"), 0.0, 1e30]))
+            )
         save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata={"format": "pt"})
 
 

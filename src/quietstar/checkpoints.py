@@ -185,7 +185,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
 
 
 def _refuse_left_over(name: str, base: PreTrainedModel, unused: list[str]) -> None:
-    """Refuse weights of layers that the configuration leaves out; say so of other weights the model has no place for."""
+    """Refuse weights of layers that the configuration leaves out; tell of others that the model has no place for."""
 
     def anywhere(key: str) -> str:
         return re.sub(r"\d+", "N", key)
