@@ -52,6 +52,31 @@ def test_frequencies_divided_one_by_one_are_applied(tokenizer, tmp_path):
     agrees(packed.write(tmp_path / "x.gguf", model, tokenizer, rope_freqs__weight=factors), model)
 
 
+@pytest.mark.parametrize("architecture", packed.ARCHITECTURES)
+def test_every_architecture_gives_the_numbers_of_its_model(tokenizer, tmp_path, architecture):
+    model = packed.other(architecture, len(tokenizer))
+    agrees(packed.write(tmp_path / "x.gguf", model, tokenizer, architecture), model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "says"),
+    [
+        ("gemma2", {"attention__sliding_window": None}, "it lacks gemma2.attention.sliding_window"),
+        ("qwen2", {"attention__sliding_window": 8}, "qwen2.attention.sliding_window = 8"),
+        ("qwen3moe", {"expert_shared_count": 1}, "qwen3moe.expert_shared_count = 1"),
+        ("qwen3moe", {"expert_gating_func": 2}, "qwen3moe.expert_gating_func = 2"),
+        ("phi3", {"rope_factors_long__weight": np.ones(4, "float32")}, "rope_factors_long.weight has no place"),
+        ("phi3", {"rope__dimension_count": 4}, "phi3.rope.dimension_count = 4"),
+    ],
+)
+def test_what_other_architectures_would_drop_is_refused(tokenizer, tmp_path, architecture, keys, says):
+    path = packed.write(
+        tmp_path / "x.gguf", packed.other(architecture, len(tokenizer)), tokenizer, architecture, **keys
+    )
+    with pytest.raises(QuietStarError, match=says):
+        QuietStar.from_pretrained(path)
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [

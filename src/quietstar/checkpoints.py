@@ -77,7 +77,8 @@ def load(
         raise QuietStarError(f"{name} is a file; give a model folder, or a file that ends in .gguf")
     with readable(name):
         config = _json(name, "config.json", revision)
-        if config is None and not name.endswith(".gguf") and not _exists(name):
+        here = name.endswith(".gguf") or _exists(name)
+        if config is None and not here and _file(name, "adapter_config.json", revision) is None:
             raise QuietStarError(
                 f"unknown model {name!r}: neither a folder or .gguf file here nor a model of the hub"
                 + (" in the cache, and the hub cannot be reached" if _offline() else "")
@@ -143,7 +144,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         config = gguf_files.configuration(packed)
     else:
         inside = partial(_inside, name, source["subfolder"], options["revision"])
-        _, stored = folders.check_base(name, inside)
+        _, stored = folders.check_base(name, inside, local=_exists(name))
         config = AutoConfig.from_pretrained(name, **source)
     if stored is not None and not options["trust_remote_code"]:
         with torch.device("meta"):  # takes no memory, whatever the configuration asks for

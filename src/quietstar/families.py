@@ -163,7 +163,8 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
 def _refuse_broken_weights(model: PreTrainedModel) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.numel() and not weight.is_meta:
-            low, high = weight.detach().aminmax()  # both carry a NaN on; one pass, no copy
+            values = weight.detach() if weight.element_size() > 1 else weight.detach().to(torch.bfloat16)
+            low, high = values.aminmax()  # both carry a NaN on; one pass, no copy
             if not (low.isfinite() and high.isfinite()):
                 raise QuietStarError(
                     f"the weight {name} of the base model holds values that are not finite (NaN or infinity); the file "

@@ -63,11 +63,12 @@ class Stored:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
-def check_base(name: str, find: Find) -> tuple[dict[str, Any], Stored | None]:
+def check_base(name: str, find: Find, local: bool = True) -> tuple[dict[str, Any], Stored | None]:
     """Look at the files of a base model before they are loaded.
 
     Args:
         name: of the model, for messages. find: its files.
+        local: False for a model of a hub, whose weights the libraries may look for in other places.
 
     Returns:
         Its `config.json`, and what its weights files hold (None where they are not here yet).
@@ -97,13 +98,13 @@ def check_base(name: str, find: Find) -> tuple[dict[str, Any], Stored | None]:
     for other in _OTHERS:
         if (found := find(other)) is not None:
             read_json(found)
-    stored = _stored(name, find, config)
+    stored = _stored(name, find, config, local)
     if stored is not None:
         _check_size(path, config, stored)
     return config, stored
 
 
-def _stored(name: str, find: Find, config: dict[str, Any]) -> Stored | None:
+def _stored(name: str, find: Find, config: dict[str, Any], local: bool) -> Stored | None:
     chosen = config.get("transformers_weights")
     if chosen is not None:
         _check_name(f"{name}: transformers_weights in config.json", chosen)
@@ -112,6 +113,8 @@ def _stored(name: str, find: Find, config: dict[str, Any]) -> Stored | None:
         files = [WEIGHTS]
     else:
         files = sorted(set(shards(name, find).values()))
+        if not files and not local:
+            return None
         if not files:
             pickled = [file for file in ("pytorch_model.bin", "pytorch_model.bin.index.json") if find(file) is not None]
             only = f"only {pickled[0]}, a pickled file, which is never read" if pickled else "the folder is incomplete"

@@ -194,7 +194,9 @@ def configuration(header: GGUFHeader) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(str(header.path.parent), gguf_file=header.path.name, local_files_only=True)
     read = {key for key, attribute in GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text"), {}).items()
             if attribute is not None}  # fmt: skip
-    for key, value in own.items():
+    for key, value in sorted(
+        own.items(), key=lambda pair: pair[0] not in _COPIED
+    ):  # the others are compared with these
         if key.startswith(_SCALING) or key in _NO_EFFECT:
             continue
         if not _applied(config, key, value) and key not in read and not any(value == x for x in _NEUTRAL.get(key, ())):
