@@ -104,6 +104,8 @@ def test_what_other_architectures_would_drop_is_refused(tokenizer, tmp_path, arc
         ({"attention__layer_norm_rms_epsilon": None}, "it lacks llama.attention.layer_norm_rms_epsilon"),
         ({"context_length": None}, "llama.context_length should be a whole number, and is None"),
         ({"block_count": 10**6}, "claims 1000000 layers"),
+        ({"embedding_length": 2**30}, "its settings ask for"),
+        ({"feed_forward_length": 2**30}, "its settings ask for"),
         ({"blk.0.attn_q.bias": np.zeros(32, "float32")}, "attn_q.bias has no place"),
         ({"blk.0.ffn_gate_exps.weight": np.zeros((2, 48, 32), "float32")}, "ffn_gate_exps.weight has no place"),
     ],

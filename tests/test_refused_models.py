@@ -174,6 +174,17 @@ def test_an_added_token_beyond_the_embeddings_is_told_and_refused_where_it_is_us
         refused(use, f"the text has '<think>', token {rows} of the tokenizer")
 
 
+def test_training_refuses_a_token_beyond_the_embeddings(tiny_folder, tmp_path, run):
+    folder = copy_of(tiny_folder, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "the quick <think> brown fox " * 20}) + "\n")
+    code, _, err = run("train", "smoke", "--model", str(folder), "--data.train", str(tmp_path / "a.jsonl"),
+                       "--out", str(tmp_path / "out"))  # fmt: skip
+    assert code == 2 and "the text has '<think>'" in err.splitlines()[-1]
+
+
 def test_named_templates_without_a_default_are_one_line(tiny_folder, tmp_path, run):
     folder = copy_of(tiny_folder, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -192,6 +203,18 @@ def test_named_templates_without_a_default_are_one_line(tiny_folder, tmp_path, r
 def test_a_template_that_fails_is_one_line(tiny, template):
     tiny.tokenizer.chat_template = template
     refused(lambda: tiny.generate("the quick"), "chat template refuses this conversation")
+
+
+# -- the published layout ---------------------------------------------------------------------------------------------
+
+
+def test_published_heads_that_are_not_read_are_refused(tmp_path):
+    folder = copy_of(GOLDEN, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"talk_head.1.0.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    refused(lambda: QuietStar.from_pretrained(folder), "several mixing heads")
+    save_file(weights, folder / "model.safetensors")
+    refused(lambda: QuietStar.from_pretrained(changed(folder, use_concat_talk_head=False)), "use_concat_talk_head")
 
 
 # -- weights that are no safetensors, or elsewhere --------------------------------------------------------------------

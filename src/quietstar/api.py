@@ -209,6 +209,10 @@ class QuietStar(ThinkingModel):
                 'errors="replace"'
             ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return self.check_ids(ids)
+
+    def check_ids(self, ids: list[int]) -> list[int]:
+        """`ids` as they are, where the base model has embeddings for all; the tokenizer may have tokens beyond them."""
         rows = self.decoder_lm.get_input_embeddings().weight.shape[0]
         if ids and max(ids) >= rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))

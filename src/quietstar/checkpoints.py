@@ -141,6 +141,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
         packed = gguf_files.read_header(Path(name))
         name, source["gguf_file"] = str(Path(name).parent), Path(name).name
+        stored = folders.Stored({key: tensor.shape for key, tensor in packed.tensors.items()})
         config = gguf_files.configuration(packed)
     else:
         inside = partial(_inside, name, source["subfolder"], options["revision"])
@@ -149,7 +150,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     if stored is not None and not options["trust_remote_code"]:
         with torch.device("meta"):  # takes no memory, whatever the configuration asks for
             parts = AutoModelForCausalLM.from_config(config).parameters()
-        folders.check_parameters(name, sum(part.numel() for part in parts), stored)
+        folders.check_parameters(asked_for, sum(part.numel() for part in parts), stored)
     loading: dict[str, Any] = dict(source, config=config, dtype=_dtype(options, config, packed is not None))
     if packed is None:
         loading["use_safetensors"] = True
@@ -405,6 +406,11 @@ def _is_extra(key: str) -> bool:
 def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Put the published head and markers in place; the last two vocabulary rows are their reserved ids."""
     head = {key.removeprefix(_HEAD): tensor.float() for key, tensor in extra.items() if key.startswith(_HEAD)}
+    if several := sorted(key for key in extra if key.startswith("talk_head.") and not key.startswith(_HEAD)):
+        raise QuietStarError(
+            f"this Quiet-STaR checkpoint has several mixing heads ({several[0]}); only one for all places ahead "
+            "(merged_talk_heads) is supported"
+        )
     expected = model.head.layers.state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in head.items()}
     if shapes != {key: tuple(tensor.shape) for key, tensor in expected.items()}:
@@ -412,7 +418,8 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
             "this Quiet-STaR checkpoint has another mixing head than Linear(2E, E), ReLU, Linear(E, E), ReLU, "
             f"Linear(E, 1) on cat[base, thought]: {shapes}"
         )
-    for option, supported in (("use_weighted_talk_head", True), ("use_shallow_talk", False)):
+    options = (("use_weighted_talk_head", True), ("use_concat_talk_head", True), ("use_shallow_talk", False))
+    for option, supported in options:
         if config.get(option, supported) is not supported:
             raise QuietStarError(f"this Quiet-STaR checkpoint has {option} = {config[option]}, which is not supported")
     missing = {"start_embedding", "end_embedding"} - extra.keys()

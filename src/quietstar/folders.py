@@ -206,6 +206,6 @@ def check_parameters(name: str, wanted: int, stored: Stored) -> None:
     most = 16 * stored.elements + 1_000_000  # packed 4-bit weights have 8 in one element
     if wanted > most:
         raise QuietStarError(
-            f"{name}: config.json asks for {wanted:.1e} weights, but the weights files hold {stored.elements:.1e}; the "
-            "two do not belong together"
+            f"{name}: its settings ask for {wanted:.1e} weights, but it holds {stored.elements:.1e}; the two do not "
+            "belong together"
         )
