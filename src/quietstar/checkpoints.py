@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from quietstar import default_model, folders, gguf_files
+from quietstar import default_model, gguf_files, model_files
 from quietstar.errors import QuietStarError, first_line
 from quietstar.identity import fingerprint
 from quietstar.model import QuietStarConfig, ThinkingModel
@@ -141,16 +141,16 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
         packed = gguf_files.read_header(Path(name))
         name, source["gguf_file"] = str(Path(name).parent), Path(name).name
-        stored = folders.Stored({key: tensor.shape for key, tensor in packed.tensors.items()})
+        stored = model_files.Stored({key: tensor.shape for key, tensor in packed.tensors.items()})
         config = gguf_files.configuration(packed)
     else:
         inside = partial(_inside, name, source["subfolder"], options["revision"])
-        _, stored = folders.check_base(name, inside, local=_exists(name))
+        _, stored = model_files.check_base(name, inside, local=_exists(name))
         config = AutoConfig.from_pretrained(name, **source)
     if stored is not None and not options["trust_remote_code"]:
         with torch.device("meta"):  # takes no memory, whatever the configuration asks for
             parts = AutoModelForCausalLM.from_config(config).parameters()
-        folders.check_parameters(asked_for, sum(part.numel() for part in parts), stored)
+        model_files.check_parameters(asked_for, sum(part.numel() for part in parts), stored)
     loading: dict[str, Any] = dict(source, config=config, dtype=_dtype(options, config, packed is not None))
     if packed is None:
         loading["use_safetensors"] = True
@@ -280,7 +280,7 @@ def _quantization(kind: str) -> Any:
 def _json(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
     """A JSON file of a folder or hub repository, or None where there is none."""
     path = _file(name, file, revision)
-    return None if path is None else folders.read_json(path)
+    return None if path is None else model_files.read_json(path)
 
 
 def _exists(name: str) -> bool:
@@ -380,8 +380,8 @@ def _of_the_cache(folder: Path) -> Iterator[None]:
 
 def _published(name: str, revision: str | None) -> dict[str, Tensor]:
     """The Quiet-STaR tensors of a published checkpoint, {} where `name` is an ordinary base model."""
-    index = folders.shards(name, partial(_inside, name, "", revision))
-    files = {file for key, file in index.items() if _is_extra(key)} if index else {folders.WEIGHTS}
+    index = model_files.shards(name, partial(_inside, name, "", revision))
+    files = {file for key, file in index.items() if _is_extra(key)} if index else {model_files.WEIGHTS}
     found: dict[str, Tensor] = {}
     for file in sorted(files):
         path = _file(name, file, revision)
@@ -592,7 +592,7 @@ def _check_adapter(name: str, revision: str | None) -> None:
             raise QuietStarError(
                 f"{name}: adapter_config.json has {key}, which would read or run other files; it is not loaded"
             )
-    shapes = folders.header(path)
+    shapes = model_files.header(path)
     widest = max((min(shape[:2]) for shape in shapes.values() if len(shape) > 1), default=0)
     pattern = settings.get("rank_pattern")
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
@@ -620,7 +620,7 @@ def refill(model: ThinkingModel, folder: str | Path) -> None:
 
             set_peft_model_state_dict(model.base, load_file(folder / "adapter" / "adapter_model.safetensors"))
         if (folder / "base").is_dir():
-            folders.check_base(str(folder / "base"), partial(_inside, str(folder / "base"), "", None))
+            model_files.check_base(str(folder / "base"), partial(_inside, str(folder / "base"), "", None))
             trained = AutoModelForCausalLM.from_pretrained(
                 folder / "base", dtype=model.decoder_lm.dtype, use_safetensors=True
             )
