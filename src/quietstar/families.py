@@ -132,8 +132,22 @@ def prepare(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _foreign(family, "its attention cannot be replaced"), installing(model):
-            _try(model, family)
+        with torch.no_grad(), _foreign(f"model type {family!r}", "its attention cannot be replaced"), installing(model):
+            _try(model, f"model type {family!r}", family in VERIFIED)
+    finally:
+        model.train(training)
+
+
+def compare_with_itself(model: PreTrainedModel, what: str, whole: Any = None) -> None:
+    """Refuse a model whose rows do not give what its own forward gives (the two must agree to rounding).
+
+    `what` names it in the message; `whole` is what it is called through, such as PEFT's wrapper.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            _try(model, what, False, whole)
     finally:
         model.train(training)
 
@@ -172,11 +186,12 @@ def _refuse_broken_weights(model: PreTrainedModel) -> None:
                 )
 
 
-def _try(model: PreTrainedModel, family: str) -> None:
+def _try(model: PreTrainedModel, named: str, compared: bool, whole: Any = None) -> None:
     """Read a short text: finite, blind to the future and, for a family nobody compared, the same by rows.
 
     In 16 bits rounding alone can send a token to another expert; what fails on one text is tried on a second.
     """
+    whole = model if whole is None else whole
     dtype = next(model.parameters()).dtype
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     vocabulary = text_config(model).vocab_size
@@ -185,14 +200,12 @@ def _try(model: PreTrainedModel, family: str) -> None:
         ids = (torch.arange(12, device=model.device) * step + 13)[None] % vocabulary
         both = ids.repeat(2, 1)
         both[1, 8:] = (both[1, 8:] + 1) % vocabulary
-        with _foreign(family, "its own forward fails"), ordinary(model):
-            logits = model(input_ids=both, use_cache=False).logits
+        with _foreign(named, "its own forward fails"), ordinary(model):
+            logits = whole(input_ids=both, use_cache=False).logits
         _refuse_infinite(logits, dtype)
-        problem = _refuse_future(family, logits.float(), tolerance)
-        if problem is None and (
-            family not in VERIFIED or dtype == torch.float32
-        ):  # there rounding sends nothing astray
-            problem = _refuse_other_arithmetic(model, family, ids, logits[0].float(), tolerance)
+        problem = _refuse_future(named, logits.float(), tolerance)
+        if problem is None and (not compared or dtype == torch.float32):  # there rounding sends nothing astray
+            problem = _refuse_other_arithmetic(model, whole, named, ids, logits[0].float(), tolerance)
         if problem is None:
             return
     assert problem is not None
@@ -207,19 +220,19 @@ def _refuse_infinite(logits: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def _refuse_future(family: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
+def _refuse_future(named: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
     """What is wrong where two texts that differ from token 8 on are told apart before it; logits (2, 12, V)."""
     moved = ((logits[0, :8] - logits[1, :8]).abs().max() / logits.abs().max().clamp_min(1e-6)).item()
     if moved < tolerance / 2:
         return None
     return UnsupportedModel(
-        f"model type {family!r} cannot be served as it is configured: it reads the future (other later tokens move the "
+        f"{named} cannot be served as it is configured: it reads the future (other later tokens move the "
         f"predictions before them by {moved:.1e} of the largest logit), so it is no causal LM"
     )
 
 
 def _refuse_other_arithmetic(
-    model: PreTrainedModel, family: str, ids: Tensor, expected: Tensor, tolerance: float
+    model: PreTrainedModel, whole: Any, named: str, ids: Tensor, expected: Tensor, tolerance: float
 ) -> UnsupportedModel | None:
     """What is wrong where rows do not give what the model's own forward gives (to rounding); `expected` is (12, V).
 
@@ -228,9 +241,9 @@ def _refuse_other_arithmetic(
     embeds = model.get_input_embeddings()(ids)
     marked = embeds.clone()
     marked[:, 8] = embeds[:, 8:10].mean(1)
-    with _foreign(family, "its own forward fails on an embedding that is no token's"), ordinary(model):
-        after_marker = model(inputs_embeds=marked, use_cache=False).logits[0, 8:].float()
-    with _foreign(family, "its own code fails where rows run through it"):
+    with _foreign(named, "its own forward fails on an embedding that is no token's"), ordinary(model):
+        after_marker = whole(inputs_embeds=marked, use_cache=False).logits[0, 8:].float()
+    with _foreign(named, "its own code fails where rows run through it"):
         prefix = Prefix(model, 1)
         by_prefix = unembed(model, prefix.extend(embeds[:, :8])).float()[0]
         zero, seen = torch.zeros(2, dtype=torch.long, device=model.device), torch.tensor([4, 8], device=model.device)
@@ -240,7 +253,7 @@ def _refuse_other_arithmetic(
     total = getattr(text_config(model), "num_hidden_layers", layers)
     if layers < total:
         return UnsupportedModel(
-            f"model type {family!r} cannot be served: rows reach the attention of {layers} of its {total} layers only"
+            f"{named} cannot be served: rows reach the attention of {layers} of its {total} layers only"
         )
     found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
     _refuse_infinite(found, embeds.dtype)
@@ -249,13 +262,13 @@ def _refuse_other_arithmetic(
     if error < tolerance:
         return None
     return UnsupportedModel(
-        f"model type {family!r} cannot be served: its rows differ from its own forward by {error:.1e} of the "
+        f"{named} cannot be served: its rows differ from its own forward by {error:.1e} of the "
         f"largest logit (at most {tolerance:.0e} is rounding)"
     )
 
 
 @contextlib.contextmanager
-def _foreign(family: str, what: str) -> Iterator[None]:
+def _foreign(named: str, what: str) -> Iterator[None]:
     """Around a model file nobody tried here: whatever it raises is a reason to refuse the model."""
     try:
         yield
@@ -265,5 +278,5 @@ def _foreign(family: str, what: str) -> Iterator[None]:
         if "allocate memory" in str(error):  # how torch says it on a CPU
             raise
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: {what} ({type(error).__name__}: {first_line(error)})"
+            f"{named} cannot be served: {what} ({type(error).__name__}: {first_line(error)})"
         ) from error
