@@ -255,7 +255,9 @@ def test_an_adapter_is_not_a_model(tiny_folder, tmp_path):
     only = tmp_path / "adapter"
     only.mkdir()
     (only / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"}))
-    refused(lambda: QuietStar.from_pretrained(only), "is a PEFT adapter alone, not a model; put it on its base: .*some/base")
+    refused(
+        lambda: QuietStar.from_pretrained(only), "is a PEFT adapter alone, not a model; put it on its base: .*some/base"
+    )
     both = copy_of(tiny_folder, tmp_path)
     shutil.copy(only / "adapter_config.json", both)
     torch.save({}, both / "adapter_model.bin")

@@ -784,7 +784,8 @@ def _is_state(value: Any) -> bool:
     lists = [value.get("names"), value.get("active")]
     if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
         return False
-    return bool(value["names"]) and not any(name in ("", ".", "..") or set(name) & set("/\\\0") for name in value["names"])
+    names = value["names"]
+    return bool(names) and not any(name in ("", ".", "..") or set(name) & set("/\\\0") for name in names)
 
 
 def _our_config(name: str, raw: dict[str, Any]) -> QuietStarConfig:
