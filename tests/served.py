@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import uvicorn
 from quietstar.viewer.guard import Guard
 from quietstar.viewer.live import Live
 from quietstar.viewer.server import build
+from quietstar.viewer.serving import _listen as listen
 
 
 class Served:
@@ -37,7 +37,7 @@ class Served:
         text = answer.read().decode()
         connection.close()
         kind = answer.headers.get("content-type", "")
-        return answer.status, json.loads(text) if kind == "application/json" else text, answer.headers
+        return answer.status, json.loads(text) if kind == "application/json" and text else text, answer.headers
 
     def get(self, path: str):
         status, found, _ = self.request(path)
@@ -72,10 +72,15 @@ def read_frames(answer):
 def serving(store, model=None, token=None, host="127.0.0.1"):
     """A server over `store` that answers with `model`."""
     live = None if model is None else Live("tiny", lambda: model)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
-        Guard(build(store, live), host, port, token), log_level="warning", lifespan="off", timeout_graceful_shutdown=2
+        Guard(build(store, live), host, port, token),
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+        server_header=False,
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -136,6 +136,20 @@ def test_donor_reward_compares_with_the_thought_of_an_earlier_place():
     assert abs(with_filler.reward) < 1e-5
     assert abs(report.reward) < abs(plain.reward)
     assert plain.mixed == pytest.approx(with_filler.mixed, rel=1e-6)
+    for seen in (report, plain, with_filler):  # whatever the reward compares with, the gain is told against the base
+        assert seen.gain == pytest.approx(seen.base - seen.next, abs=1e-5)
+
+
+def test_fp16_is_refused():
+    model, _ = thinking("llama")
+    ids, mask, _ = batch()
+    with torch.autocast("cpu", torch.float16), pytest.raises(QuietStarError, match="training in fp16 is not supported"):
+        training_loss(model, ids, mask, StepConfig(objective=CONSTANTS))
+    with torch.autocast("cpu", torch.bfloat16):
+        training_loss(model, ids, mask, StepConfig(objective=CONSTANTS))
+    model.half()
+    with pytest.raises(QuietStarError, match="use bf16 or fp32"):
+        training_loss(model, ids, mask, StepConfig(objective=CONSTANTS))
 
 
 def test_only_probability_predicts_from_the_thought_alone():
@@ -297,9 +311,9 @@ def test_a_floor_keeps_the_weight_up_and_lets_the_gradient_through():
     [
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"positions": "some"}, "positions must be one of all, random, entropy"),
+        ({"positions": "some"}, "positions must be all, random or entropy; got 'some'"),
         ({"share": 0.0}, "share must be above 0"),
-        ({"only_probability": 1.5}, "only_probability must be from 0 to 1"),
+        ({"only_probability": 1.5}, "only_probability must be at most 1, got 1.5"),
     ],
 )
 def test_wrong_values_are_told(options, says):

@@ -123,27 +123,6 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(tiny_folder,
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-def test_without_resume_a_run_is_not_written_over(tiny_folder, texts, tmp_path):
-    out = tmp_path / "run"
-    (out / "checkpoint-2").mkdir(parents=True)
-    (out / "checkpoint-2" / trainer.ORIGIN).write_text("{}")
-    with pytest.raises(QuietStarError, match="go on with --resume, or choose another folder"):
-        cli.run(recipe(tiny_folder, texts, out), False, "cpu")
-    with pytest.raises(QuietStarError, match="no whole checkpoint"):
-        cli.run(recipe(tiny_folder, texts, tmp_path / "other"), True, "cpu")
-
-
-def test_a_checkpoint_of_another_model_is_refused_by_name(tiny_folder, texts, tmp_path):
-    out = tmp_path / "run"
-    cli.run(recipe(tiny_folder, texts, out, optimizer__steps=2), False, "cpu")
-    with pytest.raises(QuietStarError, match=r"checkpoint-2 is of another training run: rank 2, here 3"):
-        cli.run(recipe(tiny_folder, texts, out, weights__rank=3), True, "cpu")
-    (out / "checkpoint-2" / trainer.ORIGIN).write_text("{")
-    assert trainer.last_checkpoint(out) is not None
-    with pytest.raises(QuietStarError, match="is not a checkpoint of a quietstar training run"):
-        cli.run(recipe(tiny_folder, texts, out), True, "cpu")
-
-
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tiny_folder, texts, tmp_path):
     out = tmp_path / "run"
     running = trainer.ThoughtTrainer.from_recipe(recipe(tiny_folder, texts, out), device="cpu")
@@ -169,6 +148,19 @@ def test_an_infinite_gradient_stops_before_the_update(tiny_folder, texts, tmp_pa
     with pytest.raises(QuietStarError, match="gradient became infinite or not a number at step 1"):
         running.train()
     assert torch.equal(running.model.markers.start, before)
+
+
+def test_arithmetic_that_the_recipe_does_not_name_is_refused(tiny_folder, texts, tmp_path, monkeypatch):
+    one = recipe(tiny_folder, texts, tmp_path / "run")
+    with pytest.raises(QuietStarError, match="training in fp16 is not supported"):
+        trainer.ThoughtTrainer.from_recipe(one, device="cpu", fp16=True)
+    for named, says in (
+        ("fp16", "training in fp16 is not supported"),
+        ("bf16", "the recipe says precision: fp32, but"),
+    ):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", named)
+        with pytest.raises(QuietStarError, match=says):
+            trainer.ThoughtTrainer.from_recipe(one, device="cpu")
 
 
 def test_out_of_memory_halves_the_chunks_and_goes_on(tiny_folder, texts, tmp_path, monkeypatch):
@@ -216,7 +208,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_folder, texts, tmp_pat
         return save(what, path, *more, **keywords)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(QuietStarError, match=r"no space left on the disk while saving checkpoint-4; .*-2 is whole"):
+    with pytest.raises(
+        QuietStarError,
+        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is whole",
+    ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
     assert not (out / "saving").exists()
@@ -243,7 +238,7 @@ def test_the_smoke_recipe_trains_the_real_model(tmp_path, capsys):
 # -- several processes --------------------------------------------------------------------------------------------------
 
 _WORKER = """
-import sys, torch
+import json, sys, torch
 import torch.distributed as dist
 from quietstar.training import recipe as recipes, trainer
 one = recipes.load(sys.argv[1], [("optimizer.batch", sys.argv[2])])
@@ -261,9 +256,11 @@ running.args.max_grad_norm = 0.0
 running.add_callback(Look())
 running.train(resume_from_checkpoint=sys.argv[5] if len(sys.argv) > 5 else None)
 running.save_model(sys.argv[4] + ".model")
-if int(__import__("os").environ.get("RANK", "0")) == 0:
+if running.args.process_index == 0:
     torch.save(seen, sys.argv[4])
+    json.dump([line for line in running.state.log_history if "mixed" in line], open(sys.argv[4] + ".log", "w"))
 if dist.is_initialized():
+    dist.barrier()
     dist.destroy_process_group()
 """
 
@@ -272,7 +269,7 @@ def spread(tmp_path, worker, kind: str, name: str, *more: str) -> dict[str, torc
     """Run the worker in two processes with gloo; the gradients of its last step."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611", str(worker),
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(worker),
          str(tmp_path / "one.yaml"), "2", kind, str(tmp_path / name), *more],
         env=environment, capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -299,6 +296,11 @@ def test_two_processes_have_the_gradient_of_one_and_resume(tiny_folder, texts, t
         torch.testing.assert_close(
             double[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
         )
+    said, one_said = (json.loads((tmp_path / f"{name}.log").read_text()) for name in ("double", "single"))
+    for line, wanted_line in zip(said, one_said, strict=True):  # the mean over processes, not what the first one saw
+        for key in ("loss", "base", "mixed", "next", "gain", "reward", "mixing_weight", "tokens", "rows"):
+            assert line[key] == pytest.approx(wanted_line[key], rel=1e-4, abs=1e-5), key
+        assert line["loss"] == pytest.approx((line["base"] + line["mixed"]) / 2 + line["policy"], rel=1e-5)
     found, wanted = weights(tmp_path / "double.model"), weights(tmp_path / "single.model")
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():  # AdamW's first steps have the size of the rate, whatever the gradient's
@@ -424,10 +426,10 @@ def test_the_paper_preset_has_the_papers_constants():
         ("thinking.samples", "true", "thinking.samples must be a whole number, got True"),
         ("thinking", "3", "thinking is a section with keys of its own"),
         ("data.spans", "some", "data.spans must be pack or random"),
-        ("thinking.objective.baseline", "mean", "thinking.objective.baseline must be one of siblings"),
-        ("thought_length_schedule", "{a: 1}", "thought_length_schedule must map steps to whole numbers"),
-        ("data.only", "[MIT]", "data.only must map fields to lists"),
-        ("weights.train", "some", "weights.train must be full, lora or head"),
+        ("thinking.objective.baseline", "mean", "thinking.objective.baseline must be siblings, leave_one_out or no_thought; got 'mean'"),
+        ("thought_length_schedule", "{a: 1}", "each key of thought_length_schedule must be a whole number, got 'a'"),
+        ("data.only", "[MIT]", "data.only must be keys and values, got"),
+        ("weights.train", "some", "weights.train must be full, lora or head; got 'some'"),
     ],
 )  # fmt: skip
 def test_wrong_keys_and_values_are_told(key, value, says):

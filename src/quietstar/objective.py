@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,13 +26,14 @@ from torch.utils.checkpoint import checkpoint
 from quietstar.errors import QuietStarError
 from quietstar.mixing import mix
 from quietstar.sampling import ban
+from quietstar.settings import Count, Flag, Positive, Share, Weight, checked
 
 _CHUNK = 256  # rows whose logits are alive at once
-BASELINES = ("siblings", "leave_one_out", "no_thought")
 
 Unembed = Callable[[Tensor], Tensor]
 
 
+@checked
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Constants of the objective; the defaults are the paper's.
@@ -49,27 +51,14 @@ class ObjectiveConfig:
         kl_weight: factor of KL(policy || base) over the thought tokens, in nats per token.
     """
 
-    lookahead: int = 4
-    base_weight: float = 0.5
-    policy_weight: float = 1e6
-    policy_temperature: float = 3.0
-    baseline: str = "siblings"
-    keep_negative: bool = False
-    normalise: bool = False
-    kl_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.lookahead < 1:
-            raise QuietStarError(f"lookahead must be at least 1, got {self.lookahead}")
-        if self.policy_temperature <= 0:
-            raise QuietStarError(f"policy_temperature must be above 0, got {self.policy_temperature}")
-        if not 0 <= self.base_weight <= 1:
-            raise QuietStarError(f"base_weight must be from 0 to 1, got {self.base_weight}")
-        if self.baseline not in BASELINES:
-            raise QuietStarError(f"baseline must be one of {', '.join(BASELINES)}; got {self.baseline!r}")
-        for name in ("policy_weight", "kl_weight"):
-            if not getattr(self, name) >= 0:
-                raise QuietStarError(f"{name} must be 0 or above, got {getattr(self, name)}")
+    lookahead: Count = 4
+    base_weight: Share = 0.5
+    policy_weight: Weight = 1e6
+    policy_temperature: Positive = 3.0
+    baseline: Literal["siblings", "leave_one_out", "no_thought"] = "siblings"
+    keep_negative: Flag = False
+    normalise: Flag = False
+    kl_weight: Weight = 0.0
 
 
 @dataclass
@@ -118,7 +107,8 @@ class Block:
     Args:
         total: to be added up over the blocks of a batch; the only part with a gradient.
         mixed: (A,) share of the mean mixed loss at each offset. policy, kl: shares of these, before weights.
-        reward: (Q, P). gain: (Q, P, A) the loss saved at each offset against the rival; constants.
+        reward: (Q, P) sum over offsets of the loss saved against the rival, or against the base where there is none.
+        gain: (Q, P, A) base loss - mixed loss at each offset; constants.
         mixing_weight: (Q, P, A) w.
     """
 
@@ -204,9 +194,9 @@ def block(
     counted_QPA = loss_QPA * real_QA[:, None] * count_Q11
     mixed_A = counted_QPA.sum((0, 1)) / shares.targets.clamp_min(1)
 
-    without_QPA = base_loss[at_QA][:, None] if rival is None else rival
-    gain_QPA = (without_QPA - loss_QPA).detach() * real_QA[:, None]
-    reward_QP = gain_QPA.sum(-1)
+    gain_QPA = (base_loss[at_QA][:, None] - loss_QPA).detach() * real_QA[:, None]
+    won_QPA = gain_QPA if rival is None else (rival - loss_QPA).detach() * real_QA[:, None]
+    reward_QP = won_QPA.sum(-1)
     rewarded_Q = position_Q < rewarded_positions(length, lookahead)
 
     policy = kl = torch.zeros((), device=ids.device)

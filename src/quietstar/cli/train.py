@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quietstar.cli import options
 from quietstar.errors import QuietStarError
+
+if TYPE_CHECKING:
+    from quietstar.training.live import Live
+    from quietstar.training.recipe import Recipe
+    from quietstar.training.trainer import ThoughtTrainer
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -24,6 +34,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run's folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is in the folder and begin anew.")
     ] = False,
     device: options.Device = "auto",
 ) -> None:
@@ -43,50 +56,110 @@ def train(
             f"which recipe? give a YAML file or one of {', '.join(recipes.PRESETS)}; --print-recipe PRESET prints one"
         )
     chosen = recipes.load(recipe, overrides)
-    run(chosen, resume, None if device == "auto" else device)
+    run(chosen, resume, None if device == "auto" else device, overwrite)
 
 
-def run(recipe: object, resume: bool, device: str | None) -> None:
-    """Train by a recipe and save the finished model."""
+def run(recipe: object, resume: bool, device: str | None, overwrite: bool = False) -> None:
+    """Train by a recipe and save the finished model.
+
+    Raises:
+        QuietStarError: wrong data, model or recipe; a folder that cannot be written to, or that holds another run.
+    """
     options.quiet()
 
-    from quietstar.training.live import Live, Log
+    from quietstar.training import folder
+    from quietstar.training.live import Live
     from quietstar.training.recipe import Recipe
-    from quietstar.training.trainer import RECIPE, ThoughtTrainer, last_checkpoint
 
     assert isinstance(recipe, Recipe)
-    out = Path(recipe.out)
-    start = last_checkpoint(out) if resume else None
-    if resume and start is None:
-        raise QuietStarError(f"there is no whole checkpoint in {out} to go on from; leave --resume out to begin anew")
-    if not resume and last_checkpoint(out) is not None:
-        raise QuietStarError(
-            f"{out} has checkpoints of a run; go on with --resume, or choose another folder with --out"
-        )
-    live = Live()
-    trainer = ThoughtTrainer.from_recipe(recipe, device=device, callbacks=[live, Log(out)])
+    if resume and overwrite:
+        raise QuietStarError("--resume goes on with a run and --overwrite removes it; give one of them")
+    out, live = Path(recipe.out), Live()
+    first = int(os.environ.get("RANK", "0")) == 0
+    with folder.held(out) if first else contextlib.nullcontext():
+        start = folder.to_resume(out, live.say if first else lambda line: None) if resume else None
+        if resume and start is None and first:
+            live.say(f"no checkpoint had been saved yet in {out}; beginning with the first step")
+        if overwrite and first:
+            folder.empty(out)
+        if not resume and first and (there := folder.occupied(out)):
+            raise QuietStarError(
+                f"{out} has a run already ({', '.join(there)}); go on with --resume, or choose another folder with "
+                "--out, or remove it with --overwrite"
+            )
+        try:
+            _train(recipe, start, device, live)
+        finally:
+            live.stop()
+            _leave_the_group()
+
+
+def _train(recipe: Recipe, start: str | None, device: str | None, live: Live) -> None:
+    from quietstar.training.folder import last_checkpoint
+    from quietstar.training.live import Log
+    from quietstar.training.trainer import ThoughtTrainer
+
+    trainer = ThoughtTrainer.from_recipe(recipe, device=device, callbacks=[live, Log(recipe.out)])
     live.trainer = trainer
-    for note in trainer.notes:
-        live.say(f"note: {note}")
     main = trainer.args.process_index == 0
     if main:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        for note in trainer.notes:
+            live.say(f"note: {note}")
         live.say(
             f"{len(trainer.train_dataset)} spans of up to {recipe.data.length} tokens, "
             f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6:.2f} million weights learn"
         )
-    try:
-        trainer.train(resume_from_checkpoint=start)
-    except KeyboardInterrupt:
-        last = last_checkpoint(out)
-        live.say(f"stopped; {'go on from ' + last + ' with --resume' if last else 'no checkpoint had been saved yet'}")
-        raise
-    finally:
-        live.stop()
-    trainer.save_model(str(out / "model"))
+    with _stopped_by_signals(trainer, live.say if main else lambda line: None) as came:
+        try:
+            trainer.train(resume_from_checkpoint=start)
+        except KeyboardInterrupt:
+            last = last_checkpoint(recipe.out)
+            if main:
+                live.say(f"stopped; {f'{last} is whole, go on from it' if last else 'begin anew'} with --resume")
+            raise
+        if trainer.stopped:
+            if main:
+                step, steps = trainer.state.global_step, recipe.optimizer.steps
+                live.say(f"stopped after step {step} of {steps}; go on with the same command and --resume")
+            raise typer.Exit(128 + came[0])
+        if trainer.was_finished and trainer.has_final():
+            if main:
+                live.say(f"{Path(recipe.out) / 'model'} is the finished model; nothing was changed")
+            return
+        saved = trainer.save_final()
     if main:
-        print(f'saved {out / "model"}; use it: quietstar think --model {out / "model"} "..."', file=sys.stderr)
+        print(f'saved {saved}; use it: quietstar think --model {saved} "..."', file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(trainer: ThoughtTrainer, say: Callable[[str], None]) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the run with a checkpoint after the step it is in; a second one ends it at once."""
+    came: list[int] = []
+
+    def told(number: int, _: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        trainer.stopping = True
+        say("stopping after this step with a checkpoint; once more to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield came
+        return
+    before = {number: signal.signal(number, told) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_the_group() -> None:
+    """Close the connections of several processes; their threads would otherwise be torn down at exit."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _overrides(words: list[str]) -> list[tuple[str, str]]:

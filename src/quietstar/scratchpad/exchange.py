@@ -27,6 +27,7 @@ from quietstar.errors import QuietStarError
 from quietstar.scratchpad import schema
 from quietstar.scratchpad.columns import insert, plain, real, to_json
 from quietstar.scratchpad.entries import Intervention
+from quietstar.scratchpad.places import place
 from quietstar.scratchpad.recorder import RunWriter, new_id, now
 from quietstar.scratchpad.store import Store, checked_tag
 from quietstar.scratchpad.trace import Trace
@@ -167,7 +168,7 @@ def complete(path: str | Path) -> Iterator[IO[bytes]]:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        path = Path(path).expanduser()
+        path = place(path)
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as file:
                 yield file
@@ -294,9 +295,9 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     from pydantic import TypeAdapter, ValidationError
 
     form = TypeAdapter(Line)
-    number = 0
+    number, found = 0, place(path)
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with found.open("rb") as file:
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(raw) > LONGEST_LINE:

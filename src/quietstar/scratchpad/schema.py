@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from quietstar.errors import QuietStarError
+from quietstar.scratchpad.places import place
 
 APPLICATION_ID = 0x51535452  # "QSTR"
 BUSY_SECONDS = 5.0  # how long a writer waits for another one
@@ -231,7 +232,7 @@ def default_path() -> Path | None:
     asked = os.environ.get("QUIETSTAR_DB", "")
     if asked.strip().lower() == "off":
         return None
-    return Path(asked).expanduser() if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
+    return place(asked) if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
 
 
 def prepare(path: Path, create: bool) -> bool:
@@ -242,13 +243,13 @@ def prepare(path: Path, create: bool) -> bool:
     Raises:
         QuietStarError: no such file (unless `create`), no place for one, a foreign, damaged, newer or locked file.
     """
-    if not path.exists():
-        if not create:
-            raise QuietStarError(f"there is no record at {path}; `quietstar think` makes one, --db names another")
-        _make_room(path)
-    elif path.is_dir():
-        raise QuietStarError(f"{path} is a folder, not a record; give a file, as in --db {path / 'record.db'}")
     try:
+        if not path.exists():
+            if not create:
+                raise QuietStarError(f"there is no record at {path}; `quietstar think` makes one, --db names another")
+            _make_room(path)
+        elif path.is_dir():
+            raise QuietStarError(f"{path} is a folder, not a record; give a file, as in --db {path / 'record.db'}")
         with path.open("rb") as file:
             header = file.read(len(_HEADER))
     except OSError as error:
@@ -331,6 +332,34 @@ def code_of(error: sqlite3.Error) -> int:
 
 
 # What SQLite raises; where the file is damaged, its own words may be no text.
+class Kinds:
+    """A row factory that refuses values which the columns of the record never hold.
+
+    SQLite stores any kind of value in any column, so a damaged byte can make a text of a number. Columns are told apart
+    by name; a name that two tables use may have the kinds of both.
+    """
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self.path = path
+        self.kinds: dict[str, tuple[type, ...]] = {}
+        classes: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,)}
+        for table in TABLES:
+            for row in db.execute(f"PRAGMA table_info({table})"):
+                _, name, kind, not_null, _, key = tuple(row)
+                allowed = classes.get(kind, (object,))
+                self.kinds[name] = self.kinds.get(name, ()) + allowed + (() if not_null or key else (type(None),))
+
+    def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:
+        for described, value in zip(cursor.description, values, strict=True):
+            allowed = self.kinds.get(described[0])
+            if allowed is not None and not isinstance(value, allowed):
+                raise QuietStarError(
+                    f"the record {self.path} is damaged ({described[0]} holds a {type(value).__name__}); sqlite3's "
+                    ".recover may save its rows, --db names another record"
+                )
+        return sqlite3.Row(cursor, values)
+
+
 TROUBLE = (sqlite3.Error, UnicodeDecodeError)
 
 

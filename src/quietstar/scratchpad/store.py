@@ -19,6 +19,7 @@ from quietstar.errors import QuietStarError
 from quietstar.scratchpad import columns, schema, search
 from quietstar.scratchpad.columns import Statement, insert
 from quietstar.scratchpad.entries import Intervention, Run, Thought
+from quietstar.scratchpad.places import place
 from quietstar.scratchpad.recorder import Recorder, RunWriter, new_id, now
 from quietstar.scratchpad.trace import ThoughtEvent, Trace
 
@@ -63,7 +64,7 @@ class Store:
         Raises:
             QuietStarError: no file (unless `create`); a foreign, damaged, newer or locked one; recording is off.
         """
-        found = schema.default_path() if path is None else Path(path).expanduser()
+        found = schema.default_path() if path is None else place(path)
         if found is None:
             raise QuietStarError("recording is switched off (QUIETSTAR_DB=off); name a record with --db")
         store = cls(found, schema.prepare(found, create))
@@ -358,6 +359,7 @@ class Store:
         held: _Held | None = getattr(self._local, "held", None)
         if held is None:
             held = self._local.held = _Held(schema.connect(self.path, self.writable))
+            held.db.row_factory = schema.Kinds(held.db, self.path)
             self._opened.add(held)
         return held.db
 

@@ -12,16 +12,20 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from quietstar import documents, framing
 from quietstar.errors import QuietStarError
+from quietstar.settings import BelowOne, Count, Text, Whole, checked
+from quietstar.settings import Texts as Names
 
 
+@checked
 @dataclass(frozen=True)
 class DataConfig:
     """Which texts, and how they are cut.
@@ -41,26 +45,22 @@ class DataConfig:
         limit: read at most so many documents; 0 is all of them.
     """
 
-    train: tuple[str, ...] = ()
-    heldout: tuple[str, ...] = ()
-    heldout_share: float = 0.02
-    field: str = "text"
-    split: str = "train"
-    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    broken: str = "refuse"
-    cut: str = ""
-    length: int = 256
-    spans: str = "pack"
-    limit: int = 0
+    train: Names = ()
+    heldout: Names = ()
+    heldout_share: BelowOne = 0.02
+    field: Text = "text"
+    split: Text = "train"
+    only: Mapping[str, Names] = dataclasses.field(default_factory=dict)
+    broken: Text = "refuse"
+    cut: Annotated[str, Field(strict=True)] = ""
+    length: Annotated[Count, Field(ge=8)] = 256
+    spans: Text = "pack"
+    limit: Whole = 0
 
     def __post_init__(self) -> None:
         self.rules()
         if self.spans not in ("pack", "random"):
             raise QuietStarError(f"spans must be pack or random, got {self.spans!r}")
-        if self.length < 8:
-            raise QuietStarError(f"length must be at least 8 tokens, got {self.length}")
-        if not 0 <= self.heldout_share < 1:
-            raise QuietStarError(f"heldout_share must be from 0 to below 1, got {self.heldout_share}")
 
     def rules(self) -> documents.Rules:
         """How the files are read."""

@@ -18,14 +18,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from quietstar.errors import QuietStarError
 from quietstar.evals.bench import peak_bytes
 from quietstar.jsontext import to_json
 from quietstar.text import visible
+from quietstar.training import folder as folders
 
 if TYPE_CHECKING:
     from quietstar.training.trainer import ThoughtTrainer
 
-LOG = "log.jsonl"
+LOG = folders.LOG
 _THOUGHTS = 3
 
 
@@ -34,31 +36,60 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / LOG
+        self.notes: list[dict[str, Any]] = []
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Add a line where the run goes on."""
+        self.notes.append(line)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(to_json(line, ascii_only=True) + "\n" for line in kept), encoding="utf-8")
+        lines = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
+        lines += [{"step": state.global_step, **line} for line in self.notes]
+        self.notes = []
+        with self._writing():
+            folders.write(self.path.parent, LOG, "".join(_line(line) for line in lines))
+            folders.clear(self.path.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(to_json({"step": state.global_step, **logs}, ascii_only=True) + "\n")
+            with self._writing(), self.path.open("a", encoding="utf-8") as file:
+                file.write(_line({"step": state.global_step, **logs}))
+
+    def _writing(self) -> Any:
+        def go_on() -> str:
+            last = folders.last_checkpoint(self.path.parent)
+            return f"{last} is whole, go on from it with --resume" if last else "no checkpoint had been saved yet"
+
+        return folders.writing("the log", self.path.parent, go_on)
+
+
+def _line(values: dict[str, Any]) -> str:
+    return to_json(values, ascii_only=True) + "\n"
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, [] where there is none; a line cut off by a kill is left out."""
+    """The lines of a run's log, [] where there is none; a line cut off by a kill is left out.
+
+    Raises:
+        QuietStarError: the log cannot be read.
+    """
     path = Path(folder) / LOG
-    if not path.is_file():
-        return []
+    try:
+        if not path.is_file():
+            return []
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        raise QuietStarError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(values, dict) and type(values.get("step")) is int:
+            found.append(values)
     return found
 
 

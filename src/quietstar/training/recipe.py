@@ -6,24 +6,33 @@ does not exist is refused with the nearest name. The recipe is written whole int
 
 from __future__ import annotations
 
+import copy
 import difflib
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
+from quietstar import settings
 from quietstar.errors import QuietStarError
+from quietstar.interventions import Control
+from quietstar.settings import BelowOne, Count, Positive, Schedule, Text, Texts, Weight, Whole, checked
+from quietstar.training import plain_yaml
 from quietstar.training.data import DataConfig
 from quietstar.training.step import StepConfig
 
 PRESETS = ("paper", "default-model", "default-model-2", "smoke")
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+]  # fmt: skip
+_SEEDS = 2**32  # as many as NumPy takes
 
 
+@checked
 @dataclass(frozen=True)
 class WeightsConfig:
     """Which weights learn.
@@ -35,22 +44,19 @@ class WeightsConfig:
         weight_floor: w is never below this, in training and after; 0 is none.
     """
 
-    train: str = "lora"
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("all-linear",)
-    weight_floor: float = 0.0
+    train: Literal["full", "lora", "head"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: BelowOne = 0.0
+    targets: Texts = ("all-linear",)
+    weight_floor: BelowOne = 0.0
 
     def __post_init__(self) -> None:
-        if self.train not in ("full", "lora", "head"):
-            raise QuietStarError(f"train must be full, lora or head; got {self.train!r}")
-        if self.rank < 1:
-            raise QuietStarError(f"rank must be at least 1, got {self.rank}")
-        if not 0 <= self.weight_floor < 1:
-            raise QuietStarError(f"weight_floor must be from 0 to below 1, got {self.weight_floor}")
+        if not self.targets:
+            raise QuietStarError("targets must name at least one layer, or all-linear")
 
 
+@checked
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its schedule.
@@ -59,29 +65,23 @@ class OptimizerConfig:
         learning_rate: of base or adapter. head_learning_rate: of markers and mixing head; the same when 0.
         steps: optimizer steps. warmup: steps of linear warm-up. schedule: a scheduler of transformers.
         batch: sequences a process reads at once. accumulate: such batches a step.
-        weight_decay, clip, beta1, beta2: as in AdamW; clip is the largest gradient norm.
+        weight_decay, clip, beta1, beta2: as in AdamW; clip is the largest gradient norm, 0 is no limit.
     """
 
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 0.0
-    steps: int = 100
-    warmup: int = 10
-    schedule: str = "constant_with_warmup"
-    batch: int = 1
-    accumulate: int = 8
-    weight_decay: float = 0.001
-    clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise QuietStarError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise QuietStarError(f"learning_rate must be above 0, got {self.learning_rate}")
+    learning_rate: Positive = 1e-4
+    head_learning_rate: Weight = 0.0
+    steps: Count = 100
+    warmup: Whole = 10
+    schedule: Scheduler = "constant_with_warmup"
+    batch: Count = 1
+    accumulate: Count = 8
+    weight_decay: Weight = 0.001
+    clip: Weight = 1.0
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
 
 
+@checked
 @dataclass(frozen=True)
 class WatchConfig:
     """What is told and kept while training.
@@ -94,16 +94,21 @@ class WatchConfig:
         report_to: loggers of transformers (tensorboard, wandb, trackio, ...); the run's own log is always written.
     """
 
-    log_every: int = 1
-    save_every: int = 20
-    keep: int = 2
-    evaluate_every: int = 50
-    documents: int = 16
-    tokens: int = 96
-    controls: tuple[str, ...] = ("filler", "donor")
-    report_to: tuple[str, ...] = ()
+    log_every: Count = 1
+    save_every: Whole = 20
+    keep: Count = 2
+    evaluate_every: Whole = 50
+    documents: Whole = 16
+    tokens: Annotated[Count, Field(ge=2)] = 96
+    controls: Texts = ("filler", "donor")
+    report_to: Texts = ()
+
+    def __post_init__(self) -> None:
+        for name in self.controls:
+            Control.parse(name)
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """A whole training run.
@@ -116,21 +121,22 @@ class Recipe:
             `thinking.objective.lookahead` from that step on.
     """
 
-    model: str = "default"
-    out: str = "runs/quietstar"
-    seed: int = 0
-    precision: str = "bf16"
+    model: Text = "default"
+    out: Text = "runs/quietstar"
+    seed: Annotated[Whole, Field(lt=_SEEDS)] = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
     data: DataConfig = field(default_factory=DataConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     thinking: StepConfig = field(default_factory=StepConfig)
-    thought_length_schedule: Mapping[int, int] = field(default_factory=dict)
-    lookahead_schedule: Mapping[int, int] = field(default_factory=dict)
+    thought_length_schedule: Schedule = field(default_factory=dict)
+    lookahead_schedule: Schedule = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise QuietStarError(f"precision must be bf16 or fp32, got {self.precision!r}")
+        for step, ahead in self.lookahead_schedule.items():
+            if ahead < 1:
+                raise QuietStarError(f"lookahead_schedule.{step} must be at least 1, got {ahead}")
 
     def thinking_at(self, step: int) -> StepConfig:
         """The step's configuration, schedules applied."""
@@ -166,14 +172,17 @@ def preset(name: str) -> Recipe:
     Raises:
         QuietStarError: no such preset.
     """
+    return from_mapping(_preset(name), name)
+
+
+def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise QuietStarError(f"unknown preset {name!r}; {hint}presets: {', '.join(PRESETS)}")
-    text = (
-        resources.files("quietstar.training").joinpath("presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    )
-    return from_mapping(yaml.safe_load(text), name)
+        raise QuietStarError(f"unknown preset {settings.shown(name)}; {hint}presets: {', '.join(PRESETS)}")
+    file = resources.files("quietstar.training").joinpath("presets").joinpath(f"{name}.yaml")
+    found: dict[str, Any] = plain_yaml.read(file.read_text(encoding="utf-8"))
+    return found
 
 
 def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
@@ -182,99 +191,67 @@ def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     Raises:
         QuietStarError: no such file or preset, broken YAML, an unknown key, a wrong value.
     """
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
-        recipe = preset(source)
-    else:
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise QuietStarError(f"cannot read the recipe {source}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise QuietStarError(f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}") from error
-        recipe = from_mapping({} if raw is None else raw, source)
-    nested: dict[str, Any] = {}
+    try:
+        path = Path(source)
+        is_file = path.suffix in (".yaml", ".yml") or path.exists()
+        raw = plain_yaml.load(path) if is_file else _preset(source)
+    except plain_yaml.NotPlain as error:
+        raise QuietStarError(f"the recipe {settings.clean(source)} is not valid YAML: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, QuietStarError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise QuietStarError(f"cannot read the recipe {settings.shown(source)}: {reason}") from error
+    recipe = from_mapping({} if raw is None else raw, source)
+    if not overrides:
+        return recipe
+    nested: Any = copy.deepcopy(raw or {})
     for key, text in overrides:
-        *sections, last = key.split(".")
-        where = nested
-        for section in sections:
-            where = where.setdefault(section, {})
-        try:
-            where[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise QuietStarError(f"--{key}: {text!r} is not a value") from error
-    return _overlay(recipe, nested, "")
+        _put(nested, key, text)
+    return from_mapping(nested, source)
+
+
+def _put(raw: dict[str, Any], key: str, text: str) -> None:
+    """Set a dotted key to what a flag says."""
+    try:
+        value = plain_yaml.read(text)
+    except plain_yaml.NotPlain as error:
+        raise QuietStarError(f"--{settings.clean(key)}: {settings.shown(text)} is not a value: {error}") from error
+    *sections, last = key.split(".")
+    where = raw
+    for depth, section in enumerate(sections, start=1):
+        where = where.setdefault(section, {})
+        if not isinstance(where, dict):
+            name = settings.clean(".".join(sections[:depth]))
+            said = f"{name} has the value {settings.shown(where)}, and no keys below it"
+            raise QuietStarError(f"--{settings.clean(key)}: {said}")
+    where[last] = value
 
 
 def from_mapping(raw: Any, where: str) -> Recipe:
-    """A recipe from plain Python, as YAML gives it; what is not named keeps its default."""
+    """A recipe from plain Python, as YAML gives it; what is not named keeps its default.
+
+    Raises:
+        QuietStarError: an unknown key, a wrong type or value; names key, value and what is allowed.
+    """
     if not isinstance(raw, Mapping):
-        raise QuietStarError(f"the recipe {where} should hold keys and values")
-    recipe: Recipe = _overlay(Recipe(), raw, "")
-    return recipe
+        raise QuietStarError(f"the recipe {settings.clean(where)} should hold keys and values")
+    return settings.build(Recipe, raw, "recipe key")
 
 
-def key_names(config: Any = None, prefix: str = "") -> list[str]:
+def key_names() -> list[str]:
     """All keys of a recipe, dotted."""
-    config = Recipe() if config is None else config
-    found: list[str] = []
-    for one in fields(config):
-        value = getattr(config, one.name)
-        found += key_names(value, f"{prefix}{one.name}.") if is_dataclass(value) else [prefix + one.name]
-    return found
+    return settings.key_names(Recipe)
 
 
-def _overlay(config: Any, raw: Mapping[str, Any], prefix: str) -> Any:
-    """`config` with the values of `raw`, checked and converted."""
-    kinds = typing.get_type_hints(type(config))
-    changed: dict[str, Any] = {}
-    for key, value in raw.items():
-        name = f"{prefix}{key}"
-        if key not in kinds:
-            every = key_names()
-            near = difflib.get_close_matches(name, every, n=1, cutoff=0.5) or [
-                one for one in every if one.rpartition(".")[2] == str(key)
-            ]
-            hint = f"; did you mean {near[0]!r}?" if near else f"; keys: {', '.join(every)}"
-            raise QuietStarError(f"unknown recipe key {name!r}{hint}")
-        current = getattr(config, key)
-        if is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise QuietStarError(f"{name} is a section with keys of its own, got {value!r}")
-            changed[key] = _overlay(current, value, f"{name}.")
-        else:
-            changed[key] = _converted(name, value, kinds[key])
-    try:
-        return replace(config, **changed)
-    except QuietStarError as error:
-        raise QuietStarError(f"{prefix}{error}") from error
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of a recipe, as plain JSON gives it back."""
+    plain = _plain(asdict(recipe))
 
+    def value(key: str) -> Any:
+        where = plain
+        for part in key.split("."):
+            where = where[part]
+        return {str(k): v for k, v in where.items()} if isinstance(where, dict) else where
 
-def _converted(name: str, value: Any, kind: Any) -> Any:
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, (list, tuple)) or not all(isinstance(one, str) for one in values):
-            raise QuietStarError(f"{name} must be a list of texts, got {value!r}")
-        return tuple(values)
-    if origin is not None and issubclass(origin, Mapping) and typing.get_args(kind)[0] is str:
-        if not isinstance(value, Mapping):
-            raise QuietStarError(f"{name} must map fields to lists of values, as in {{license: [MIT]}}; got {value!r}")
-        return {str(key): _converted(f"{name}.{key}", values, tuple[str, ...]) for key, values in value.items()}
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or not all(
-            isinstance(k, int) and isinstance(v, int) and k >= 0 and v >= 0 for k, v in value.items()
-        ):
-            raise QuietStarError(f"{name} must map steps to whole numbers, as in {{0: 12, 50: 8}}; got {value!r}")
-        return dict(value)
-    if kind is float and isinstance(value, str):  # YAML reads 1e-6 as a text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
-        raise QuietStarError(f"{name} must be {words.get(kind, kind)}, got {value!r}")
-    return value
+    return {key: value(key) for key in key_names()}

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -29,11 +30,16 @@ from quietstar.objective import Block, ObjectiveConfig, Shares
 from quietstar.rows import Prefix
 from quietstar.sampling import ban, entropy, uniforms
 from quietstar.scoring import filler_token
+from quietstar.settings import Count, Flag, Positive, Share, Whole, checked
 
-POSITIONS = ("all", "random", "entropy")
+NO_FP16 = (
+    "training in fp16 is not supported: gradients are taken inside the step, before a loss scale could keep the small "
+    "ones from rounding to 0; use bf16 or fp32"
+)
 _PLACES, _ONLY, _DONOR = range(100, 103)  # purposes of random numbers, apart from those of `sampling`
 
 
+@checked
 @dataclass(frozen=True)
 class StepConfig:
     """How a step thinks and what it learns from.
@@ -42,7 +48,7 @@ class StepConfig:
         objective: losses, rewards and policy term.
         thought_length: T, sampled tokens of a thought.
         samples: P, thoughts at each place.
-        temperature: of the thoughts' tokens.
+        temperature: of the thoughts' tokens, above 0: greedy samples would all be the same thought.
         positions: where to think: "all", a "random" subset (an unbiased estimate of all), or where the "entropy" of the
             base prediction, which is known before the target, is highest.
         share: part of the positions that are thought at, above 0 to 1, for "random" and "entropy".
@@ -55,34 +61,17 @@ class StepConfig:
     """
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    thought_length: int = 8
-    samples: int = 2
-    temperature: float = 1.0
-    positions: str = "all"
-    share: float = 1.0
-    donor_reward: bool = False
-    only_probability: float = 0.0
-    hide_near: int = 0
-    filler: bool = False
-    thoughts: bool = True
-    chunk_mb: float = 2000.0
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("thought_length", 0), ("samples", 1), ("hide_near", 0)):
-            if getattr(self, name) < lowest:
-                raise QuietStarError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise QuietStarError(
-                f"temperature must be above 0, got {self.temperature}: greedy samples would all be the same thought"
-            )
-        if self.positions not in POSITIONS:
-            raise QuietStarError(f"positions must be one of {', '.join(POSITIONS)}; got {self.positions!r}")
-        if not 0 < self.share <= 1:
-            raise QuietStarError(f"share must be above 0 and at most 1, got {self.share}")
-        if not 0 <= self.only_probability <= 1:
-            raise QuietStarError(f"only_probability must be from 0 to 1, got {self.only_probability}")
-        if not self.chunk_mb > 0:
-            raise QuietStarError(f"chunk_mb must be above 0, got {self.chunk_mb}")
+    thought_length: Whole = 8
+    samples: Count = 2
+    temperature: Positive = 1.0
+    positions: Literal["all", "random", "entropy"] = "all"
+    share: Annotated[Positive, Field(le=1)] = 1.0
+    donor_reward: Flag = False
+    only_probability: Share = 0.0
+    hide_near: Whole = 0
+    filler: Flag = False
+    thoughts: Flag = True
+    chunk_mb: Positive = 2000.0
 
 
 @dataclass
@@ -131,6 +120,9 @@ def training_loss(
         divide: how many times smaller than stated the rows' memory must be; doubled after running out of memory.
         recompute: build one ordinary graph and run each chunk again in the backward pass, in place of differentiating
             at once. A third slower; for wrappers that shard parameters and must see the backward pass.
+
+    Raises:
+        QuietStarError: the text is too short for the lookahead, or the arithmetic is fp16.
     """
     if thoughts is not None:
         config = replace(config, samples=thoughts.shape[2], thought_length=thoughts.shape[3])
@@ -147,6 +139,10 @@ class _Step:
         self.lengths: list[int] = mask.sum(1).tolist()
         self.names = torch.arange(len(ids), device=ids.device) if names is None else names
         self.banned = model.config.marker_ids
+        kind = ids.device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.decoder_lm.dtype
+        if torch.float16 in (low, model.decoder_lm.dtype) and torch.is_grad_enabled():
+            raise QuietStarError(NO_FP16)
         ahead = config.objective.lookahead
         if config.thoughts and ids.shape[1] < ahead + 2:
             raise QuietStarError(f"a text needs at least lookahead + 2 = {ahead + 2} tokens, got {ids.shape[1]}")

@@ -7,32 +7,36 @@ same scoring as everywhere else, and stopping with a sentence instead of a broke
 
 from __future__ import annotations
 
-import errno
-import json
+import contextlib
+import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from quietstar import checkpoints
 from quietstar.api import QuietStar
 from quietstar.documents import Document
 from quietstar.errors import QuietStarError
 from quietstar.evals.losses import LossReport, check_scorable, evaluate
-from quietstar.training import data
-from quietstar.training.recipe import Recipe
-from quietstar.training.step import StepReport, training_loss
+from quietstar.training import data, folder
+from quietstar.training.folder import last_checkpoint, step_of
+from quietstar.training.recipe import Recipe, flat
+from quietstar.training.step import NO_FP16, StepReport, training_loss
 
-ORIGIN = "training.json"  # in each checkpoint: what was trained, so that another model's is refused
-RECIPE = "recipe.yaml"
 _HALVINGS = 10
+_MOMENTS = 8  # bytes that AdamW keeps for a weight
+# may differ when a run is gone on with: what is watched, how long it goes on, and where things are
+_MAY_CHANGE = ("out", "watch.", "optimizer.steps", "thinking.chunk_mb", "data.train", "data.heldout")
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -116,19 +120,24 @@ class ThoughtTrainer(transformers.Trainer):
         self.recipe, self.heldout = recipe, list(heldout)
         self.divide = 1.0  # the memory of a chunk is divided by this after running out of memory
         self.report: LossReport | None = None
-        self._seen: list[StepReport] = []
+        self.tally = Tally()
         self.notes: list[str] = []  # what was left out of the data, in words
-        self._resumed_from: str | None = None
+        self.stopping = False  # set it, and the run ends with a checkpoint after the step it is in
+        self.stopped = False
+        self.was_finished = False  # there was nothing left to train
+        made = _arguments(recipe, bool(self.heldout), arguments)
+        _check_precision(recipe, made.mixed_precision)
         super().__init__(
-            model=model, args=_arguments(recipe, bool(self.heldout), arguments), train_dataset=spans,
+            model=model, args=made, train_dataset=spans,
             eval_dataset=spans if self.heldout else None, data_collator=data.collate,
             callbacks=[*callbacks, _Watchman(self)],
         )  # fmt: skip
         self.remove_callback(transformers.PrinterCallback)
         self.loss_is_scaled_for_ga = False
-        self.origin = {
-            "base": model.config.base_name, "base_hash": model.loaded_fingerprint, "train": recipe.weights.train,
-            "rank": recipe.weights.rank if recipe.weights.train == "lora" else None,
+        self.origin = flat(recipe) | {
+            "the base model's weights": model.loaded_fingerprint, "the training texts": _hash_of_spans(spans),
+            "the held-out texts": _hash("\0".join(document.text for document in self.heldout).encode()),
+            "the number of processes": self.args.world_size,
         }  # fmt: skip
 
     @classmethod
@@ -180,7 +189,7 @@ class ThoughtTrainer(transformers.Trainer):
         if not torch.isfinite(loss):
             raise QuietStarError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} (spans {spans.tolist()}); "
-                f"{self._last_good()}; try a smaller optimizer.learning_rate"
+                f"{self._last_good()}; {_TRY}"
             )
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -191,7 +200,7 @@ class ThoughtTrainer(transformers.Trainer):
                 model, ids, mask, self.recipe.thinking_at(step), seed=self.recipe.seed * 1_000_003 + step, names=spans,
                 divide=self.divide, recompute=self.sharded,
             )  # fmt: skip
-        self._seen.append(report)
+        self.tally.add(report)
         return loss
 
     @property
@@ -218,14 +227,20 @@ class ThoughtTrainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the steps since the last line saw."""
-        if "loss" in logs and self._seen:
-            seen = [asdict(report) for report in self._seen]
-            for key in ("base", "mixed", "next", "gain", "policy", "kl", "reward", "mixing_weight"):
-                logs[key] = sum(one[key] for one in seen) / len(seen)
-            for key in ("tokens", "rows"):
-                logs[key] = sum(one[key] for one in seen) * self.args.world_size
-            self._seen = []
+        if "loss" in logs:  # every process comes here
+            logs |= self._summed().means()
+            self.tally = Tally()
         super().log(logs, start_time)
+
+    def _summed(self) -> Tally:
+        """The tally over all processes; every process must call it."""
+        sums = self.tally.sums
+        if self.args.world_size > 1 and sums:
+            together = self.accelerator.reduce(
+                torch.tensor(list(sums.values()), dtype=torch.float64, device=self.args.device), "sum"
+            )
+            sums = dict(zip(sums, together.tolist(), strict=True))
+        return Tally(sums)
 
     def _say(self, text: str) -> None:
         for callback in self.callback_handler.callbacks:
@@ -259,36 +274,157 @@ class ThoughtTrainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    # -- from the first step to the last ------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> TrainOutput:
+        """Train to the last step, or go on from a checkpoint of the same run.
+
+        Whether the model can be saved, and where, is tried before the first step. A finished run is left as it is.
+
+        Raises:
+            QuietStarError: the checkpoint is damaged or of another run (told by each option that differs), nothing
+                can be saved, or the loss is no number.
+        """
+        start = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        begun = step_of(start) if start else 0
+        if start:
+            self._take_up(Path(start))
+        if begun >= self.args.max_steps:
+            self._say(f"already finished: {begun} of {self.args.max_steps} steps are trained")
+            self._load_from_checkpoint(str(start))
+            self.state.global_step, self.was_finished = begun, True
+            return TrainOutput(begun, float("nan"), {})
+        self._try_saving()
+        if self.args.should_save:
+            with self._writing("the recipe"):
+                folder.write(Path(self.args.output_dir), folder.RECIPE, self.recipe.to_yaml())
+                folder.clear(Path(self.args.output_dir))
+        return super().train(resume_from_checkpoint=start or None, **keywords)
+
+    def _take_up(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint that is damaged or of another run; tell of what may change and does."""
+        wrong = folder.damage(checkpoint)
+        if wrong is not None:
+            raise QuietStarError(f"{checkpoint} is not a whole checkpoint of a training run: {wrong}")
+        with _reading(str(checkpoint)):
+            found = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        if found != step_of(checkpoint):
+            raise QuietStarError(f"the checkpoint {checkpoint} cannot be loaded: it was saved after step {found}")
+        record = folder.record_of(checkpoint)
+        before = record.origin
+        changed = {
+            key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value
+        }  # fmt: skip
+        other = [key for key in changed if not key.startswith(_MAY_CHANGE)]
+        steps = self.args.max_steps
+        if steps < step_of(checkpoint):
+            other.append("optimizer.steps")
+        if other:
+            raise QuietStarError(
+                f"{checkpoint} is of another run: "
+                + ", ".join(f"{key} was {_brief(before.get(key))}, now {_brief(self.origin[key])}" for key in other)
+                + "; give --resume the same options, or choose another folder with --out (more optimizer.steps, other "
+                "watch.* and thinking.chunk_mb are allowed)"
+            )
+        told = {key: pair for key, pair in changed.items() if not key.startswith(("out", "data."))}
+        for key, (old, new) in told.items():
+            self._say(f"{key} is {_brief(new)} from here on (it was {_brief(old)})")
+        self.tally = Tally(record.tally) if self.args.process_index == 0 else Tally()
+        self.divide = record.divide
+        for callback in self.callback_handler.callbacks:
+            if told and hasattr(callback, "note"):
+                callback.note({"changed": told})
+
+    def _try_saving(self) -> None:
+        """Save the model once and take it away, so that what cannot be saved is told before the first step."""
+        run = Path(self.args.output_dir)
+        try:
+            if self.args.should_save:
+                trial = run / folder.ASIDE / "trial"
+                folder.clear(run)
+                with self._writing("a first trial of saving the model"):
+                    trial.mkdir(parents=True)
+                    changes = True if self.recipe.weights.train == "full" else None
+                    self.accelerator.unwrap_model(self.model).save_pretrained(trial, save_base=changes)
+                needed = sum(path.stat().st_size for path in trial.rglob("*") if path.is_file()) + _MOMENTS * sum(
+                    weight.numel() for weight in self.model.parameters() if weight.requires_grad
+                )
+                folder.clear(run)
+                free = shutil.disk_usage(run).free
+                if free < needed:
+                    raise QuietStarError(
+                        f"no space left on the disk: a checkpoint takes about {needed / 1e6:.0f} MB and {run} has "
+                        f"{free / 1e6:.0f} MB; free some, or choose another --out"
+                    )
+        finally:
+            if self.args.should_save:
+                folder.clear(run)
+        self.accelerator.wait_for_everyone()
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint aside and put it in its place when it is whole."""
-        run, aside = Path(self.args.output_dir), Path(self.args.output_dir) / "saving"
-        name = f"checkpoint-{self.state.global_step}"
-        self._output = str(aside)
-        try:
-            if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
+        run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        self._check_weights()
+        tally = self._summed()
+        with self._aside(name) as aside:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                (aside / name / ORIGIN).write_text(json.dumps(self.origin, indent=1))
-                shutil.rmtree(run / name, ignore_errors=True)
-                (aside / name).replace(run / name)
-                for old in sorted(_whole(run), key=_number)[: -self.recipe.watch.keep]:
-                    shutil.rmtree(old)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, QuietStarError) or _is_full(error):
-                raise QuietStarError(
-                    f"no space left on the disk while saving {name}; {self._last_good()}; free some space and go on "
-                    "with --resume"
-                ) from error
-            raise
+                folder.seal(aside / name, folder.Record(self.state.global_step, self.origin, tally.sums, self.divide))
+                folder.put(run, name)
+                for old in [one for one in folder.checkpoints(run) if folder.damage(one, checksums=False) is None][
+                    : -self.recipe.watch.keep
+                ]:
+                    folder.drop(run, old)
+
+    def save_final(self) -> Path:
+        """Write the finished model into the run's folder; until it is whole, an older one stays in its place."""
+        run, name = Path(self.args.output_dir), folder.MODEL
+        self._check_weights()
+        with self._aside(name) as aside:
+            self.save_model(str(aside / name))
+            if self.args.should_save:
+                folder.seal(aside / name, folder.Record(self.state.global_step, self.origin))
+                folder.put(run, name)
+        return run / name
+
+    def has_final(self) -> bool:
+        """Whether the finished model is in the run's folder, whole and of this step."""
+        path = Path(self.args.output_dir) / folder.MODEL
+        return folder.damage(path) is None and folder.record_of(path).step == self.state.global_step
+
+    @contextlib.contextmanager
+    def _aside(self, name: str) -> Iterator[Path]:
+        """The folder to write into before things are moved to their place; removed whatever happens."""
+        run = Path(self.args.output_dir)
+        aside = run / folder.ASIDE
+        self._output = str(aside)
+        try:
+            with self._writing(name):
+                if self.args.should_save:
+                    folder.clear(run)
+                    aside.mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
+                yield aside
         finally:
             self._output = None
             if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
+                folder.clear(run)
+
+    def _writing(self, what: str) -> Any:
+        return folder.writing(what, self.args.output_dir, lambda: f"{self._last_good()}; {_GO_ON}")
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights that are no numbers."""
+        for name, weight in self.model.named_parameters():
+            own = weight.to_local() if hasattr(weight, "to_local") else weight
+            if weight.requires_grad and not bool(torch.isfinite(own).all()):
+                raise QuietStarError(
+                    f"the weights {name} became infinite or not a number at step {self.state.global_step}; "
+                    f"{self._last_good()}; {_TRY}"
+                )
 
     _output: str | None = None
 
@@ -314,46 +450,99 @@ class ThoughtTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Fill the weights of this model from a checkpoint of the same."""
-        check_origin(Path(resume_from_checkpoint), self.origin)
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        checkpoints.refill(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+        with _reading(resume_from_checkpoint):
+            if self.is_fsdp_enabled:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            checkpoints.refill(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _init_training_state(self, *arguments: Any) -> Any:
+        with _reading(str(self.args.output_dir)):
+            return super()._init_training_state(*arguments)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _last_good(self) -> str:
         last = last_checkpoint(self.args.output_dir)
         return f"the checkpoint {last} is whole" if last else "no checkpoint had been saved yet"
 
 
-def check_origin(checkpoint: Path, origin: dict[str, Any]) -> None:
-    """Refuse a checkpoint that was made from another model, by name."""
+_TRY = "try a smaller optimizer.learning_rate, a smaller optimizer.clip or precision: fp32"
+_GO_ON = "when that is mended, go on with --resume"
+
+
+class Tally:
+    """Sums of what steps saw since the last line of the log, from which the line's means come."""
+
+    _MEANS = ("total", "base", "mixed", "next", "gain", "policy", "kl", "reward", "mixing_weight")
+    _SUMS = ("tokens", "rows")
+
+    def __init__(self, sums: Mapping[str, float] | None = None) -> None:
+        self.sums = {key: float((sums or {}).get(key, 0.0)) for key in ("count", *self._MEANS, *self._SUMS)}
+
+    def add(self, report: StepReport) -> None:
+        """Count one batch of one process."""
+        self.sums["count"] += 1
+        for key, value in asdict(report).items():
+            self.sums[key] += value
+
+    def means(self) -> dict[str, float]:
+        """Means over batches (`loss` is the mean total), and sums of tokens and rows; {} where nothing was seen."""
+        if not self.sums["count"]:
+            return {}
+        means = {key: self.sums[key] / self.sums["count"] for key in self._MEANS}
+        return {"loss": means.pop("total"), **means, **{key: int(self.sums[key]) for key in self._SUMS}}
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: str | None) -> Iterator[None]:
+    """One line for whatever the libraries raise over a file of a checkpoint that is not what it should be."""
     try:
-        found = json.loads((checkpoint / ORIGIN).read_text())
-    except (OSError, ValueError) as error:
-        raise QuietStarError(f"{checkpoint} is not a checkpoint of a quietstar training run") from error
-    if found != origin:
-        different = ", ".join(f"{key} {found.get(key)!r}, here {value!r}" for key, value in origin.items()
-                              if found.get(key) != value)  # fmt: skip
-        raise QuietStarError(f"{checkpoint} is of another training run: {different}")
+        yield
+    except Exception as error:
+        if isinstance(error, QuietStarError):
+            raise
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise QuietStarError(f"the checkpoint {checkpoint} cannot be loaded: {first}") from error
 
 
-def last_checkpoint(run: str | Path) -> str | None:
-    """The newest whole checkpoint of a run's folder."""
-    found = sorted(_whole(Path(run)), key=_number)
-    return str(found[-1]) if found else None
+def _hash(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def _whole(run: Path) -> list[Path]:
-    return [path for path in run.glob("checkpoint-*") if (path / ORIGIN).is_file() and _number(path) >= 0]
+def _hash_of_spans(spans: Any) -> str:
+    found = hashlib.sha256()
+    for number in range(len(spans)):
+        ids = np.asarray(spans[number]["input_ids"], dtype=np.int64)
+        found.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return found.hexdigest()[:16]
 
 
-def _number(path: Path) -> int:
-    tail = path.name.rpartition("-")[2]
-    return int(tail) if tail.isdigit() else -1
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _check_precision(recipe: Recipe, mixed: str) -> None:
+    """Refuse arithmetic that the recipe does not name, fp16 above all."""
+    if mixed == "fp16":
+        raise QuietStarError(NO_FP16)
+    wanted = "bf16" if recipe.precision == "bf16" else "no"
+    if mixed != wanted:
+        raise QuietStarError(
+            f"the recipe says precision: {recipe.precision}, but the launcher or the arguments ask for mixed precision "
+            f"{mixed!r}; set precision in the recipe and leave the other out"
+        )
 
 
 class _Watchman(TrainerCallback):  # type: ignore[misc]
-    """Stops before an update that would break the weights."""
+    """Stops before an update that would break the weights, and after a step when that was asked for."""
 
     def __init__(self, trainer: ThoughtTrainer) -> None:
         self.trainer = trainer
@@ -363,8 +552,23 @@ class _Watchman(TrainerCallback):  # type: ignore[misc]
         if not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise QuietStarError(
                 f"a gradient became infinite or not a number at step {state.global_step + 1}; "
-                f"{self.trainer._last_good()}; try a smaller optimizer.learning_rate"
+                f"{self.trainer._last_good()}; {_TRY}"
             )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_asked(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop_if_asked(args, state, control)
+
+    def _stop_if_asked(self, args: Any, state: Any, control: Any) -> None:
+        trainer = self.trainer
+        asked = trainer.stopping
+        if args.world_size > 1:  # all stop after the same step, whoever was told
+            told = trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device), "sum")
+            asked = bool(told.item())
+        if asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = trainer.stopped = True
 
 
 def _arguments(recipe: Recipe, evaluates: bool, more: dict[str, Any]) -> TrainingArguments:
@@ -377,7 +581,7 @@ def _arguments(recipe: Recipe, evaluates: bool, more: dict[str, Any]) -> Trainin
             warmup_steps=settings.warmup, lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay,
             adam_beta1=settings.beta1, adam_beta2=settings.beta2, max_grad_norm=settings.clip,
             bf16=recipe.precision == "bf16", logging_steps=watch.log_every, logging_nan_inf_filter=False,
-            save_strategy="steps" if watch.save_every else "no", save_steps=watch.save_every or 1,
+            save_strategy="steps", save_steps=watch.save_every or settings.steps,
             save_total_limit=None, eval_strategy="steps" if every else "no", eval_steps=every or None,
             seed=recipe.seed, data_seed=recipe.seed, report_to=list(watch.report_to), remove_unused_columns=False,
             dataloader_pin_memory=False, disable_tqdm=True, ddp_find_unused_parameters=False,
@@ -388,8 +592,6 @@ def _arguments(recipe: Recipe, evaluates: bool, more: dict[str, Any]) -> Trainin
 
 def _low_adapters(base: Any) -> Any:
     """Adapters in the precision of the pass they are in, where there is one; their weights stay in fp32."""
-    import contextlib
-
     if not hasattr(base, "peft_config") or not torch.is_autocast_enabled(next(base.parameters()).device.type):
         return contextlib.nullcontext()
     from peft.helpers import disable_input_dtype_casting
@@ -403,8 +605,3 @@ def _low(recipe: Recipe, model: QuietStar) -> torch.autocast:
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _is_full(error: BaseException) -> bool:
-    text = str(error)
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space" in text or "PytorchStreamWriter failed" in text
