@@ -218,7 +218,7 @@ def test_unknown_names_and_values_are_named(tmp_path, tiny_folder, monkeypatch):
     for name, options, says in (
         ("nobody/knows-this-model", {}, "unknown model 'nobody/knows-this-model'"),
         (str(tmp_path / "none.gguf"), {}, "no such folder or file"),
-        (str(tmp_path), {}, "cannot be loaded"),
+        (str(tmp_path), {}, "has no config.json"),
         (tiny_folder, {"dtype": "float8"}, "dtype must be auto"),
         (tiny_folder, {"device": "abacus"}, "device 'abacus' cannot be used"),
         (tiny_folder, {"quantize": "3bit"}, "quantize must be 4bit or 8bit, got '3bit'"),

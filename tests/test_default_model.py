@@ -63,7 +63,9 @@ def test_a_broken_cache_says_which_folder_to_delete(tiny_folder, tmp_path, monke
     shutil.copytree(tiny_folder, broken)
     (broken / "model.safetensors").write_bytes(b"\xff" * (broken / "model.safetensors").stat().st_size)
     monkeypatch.setattr(default_model, "folder", lambda: broken)
-    with pytest.raises(QuietStarError, match="broken: a weights file is broken.*: delete that folder"):
+    with pytest.raises(
+        QuietStarError, match="broken/model.safetensors: a weights file is broken.*: delete that folder"
+    ):
         QuietStar.from_pretrained("smollm2-135m-instruct")
 
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from quietstar import checkpoints
-from quietstar.errors import QuietStarError
+from quietstar.errors import QuietStarError, first_line
 from quietstar.generation import GenerationSettings, stream_ids
 from quietstar.interventions import Control
 from quietstar.model import QuietStarConfig, ThinkingModel
@@ -203,10 +202,18 @@ class QuietStar(ThinkingModel):
             turns.insert(0, {"role": "system", "content": system})
         try:
             rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program of its own
+            named = self.tokenizer.chat_template
+            if isinstance(named, dict) and "default" not in named:
+                raise QuietStarError(
+                    f"the tokenizer has chat templates named {', '.join(map(repr, sorted(named)))} and none named "
+                    "'default': set tokenizer.chat_template to one of them, or ask with raw text (--raw)"
+                ) from error
             raise QuietStarError(
-                f"the model's chat template refuses this conversation ({' '.join(str(error).split())}); change it or "
-                "ask with raw text"
+                f"the model's chat template refuses this conversation ({first_line(error)}); change it or "
+                "ask with raw text (--raw)"
             ) from error
         return rendered
 
@@ -219,6 +226,17 @@ class QuietStar(ThinkingModel):
                 'errors="replace"'
             ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return self.check_ids(ids)
+
+    def check_ids(self, ids: list[int]) -> list[int]:
+        """`ids` as they are, where the base model has embeddings for all; the tokenizer may have tokens beyond them."""
+        rows = self.decoder_lm.get_input_embeddings().weight.shape[0]
+        if ids and max(ids) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise QuietStarError(
+                f"the text has {token!r}, token {max(ids)} of the tokenizer, but the base model has embeddings for "
+                f"{rows} tokens only; leave it out, or resize the model with resize_token_embeddings"
+            )
         return ids
 
     def _decode(self, ids: list[int]) -> str:

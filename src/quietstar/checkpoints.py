@@ -12,12 +12,14 @@ import contextlib
 import copy
 import errno
 import json
+import math
 import os
 import re
 import socket
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,15 +27,14 @@ from urllib.request import getproxies, proxy_bypass
 
 import torch
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
-from quietstar import adapters, default_model, families
-from quietstar.errors import QuietStarError
+from quietstar import adapters, default_model, families, gguf_files, model_files
+from quietstar.errors import QuietStarError, first_line
 from quietstar.folders import clear, finish, replacing
 from quietstar.identity import VERSION, fingerprint, fingerprint_1
 from quietstar.model import QuietStarConfig, ThinkingModel
@@ -62,14 +63,12 @@ def load(
     trust_remote_code: bool = False,
 ) -> Any:
     """Build a thinking model of class `cls` from a name; see `QuietStar.from_pretrained`."""
-    device = pick_device(device)
-    if isinstance(dtype, str) and dtype != "auto":
-        if dtype not in DTYPES:
-            raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
-        dtype = DTYPES[dtype]
     options = dict(
-        revision=revision, dtype=dtype, device=device, quantize=quantize, trust_remote_code=trust_remote_code
-    )
+        revision=revision, dtype=pick_dtype(dtype), device=pick_device(device), quantize=quantize,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if quantize is not None and quantize not in QUANTIZED:
+        raise QuietStarError(f"quantize must be 4bit or 8bit, got {quantize!r}")
     if name == default_model.DEFAULT:
         folder = default_model.thinking_folder()
         with _of_the_cache(folder):
@@ -82,9 +81,11 @@ def load(
         with _of_the_cache(folder):
             base, tokenizer = _base(str(folder), options)
         return fresh(cls, base, tokenizer, name=default_model.NAME, loaded=True)
-    if not name or not (Path(name).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+    if not name or not (_exists(name) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
         raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
-    if Path(name).is_dir():
+    if _exists(name) and Path(name).is_file() and not name.endswith(".gguf"):
+        raise QuietStarError(f"{name} is a file; give a model folder, or a file that ends in .gguf")
+    if _exists(name) and Path(name).is_dir():
         finish(Path(name))
         clear(Path(name))
     with readable(name):
@@ -97,7 +98,7 @@ def load(
                 "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
                 f"{str(adapter.get('base_model_name_or_path') or 'BASE')!r}), {name!r}), tokenizer)"
             )
-        if config is None and not name.endswith(".gguf") and not Path(name).exists():
+        if config is None and not name.endswith(".gguf") and not _exists(name):
             raise QuietStarError(
                 f"unknown model {name!r}: neither a folder or .gguf file here nor a model of the hub"
                 + (" in the cache, and the hub cannot be reached" if _offline() else "")
@@ -107,12 +108,12 @@ def load(
             model.revision = _commit(name, revision)
             return model
         base, tokenizer = _base(name, options)
-        extra = _published(name, revision) if config is not None and not name.endswith(".gguf") else {}
-    known_as = str(Path(name).resolve()) if Path(name).exists() else name
-    model = fresh(cls, base, tokenizer, name=known_as, revision=_commit(name, revision), loaded=True)
-    model.revision = model.config.base_revision
-    if extra:
-        _fill_published(model, extra, config or {})
+        extra = _published(name, revision) if not name.endswith(".gguf") else {}
+        known_as = str(Path(name).resolve()) if _exists(name) else name
+        model = fresh(cls, base, tokenizer, name=known_as, revision=_commit(name, revision), loaded=True)
+        model.revision = model.config.base_revision
+        if extra:
+            _fill_published(model, extra, config or {})
     return model
 
 
@@ -131,7 +132,6 @@ def fresh(
     inner = base.get_base_model() if hasattr(base, "get_base_model") else base
     adapters.check_usable(base, inner)
     embeddings = inner.get_input_embeddings()
-    width = inner.get_output_embeddings().weight.shape[-1] if inner.get_output_embeddings() is not None else 0
     if name is None and base is not inner:
         name = getattr(inner.config, "_name_or_path", "") or None
     if name is not None and name not in (default_model.DEFAULT, *default_model.BARE) and Path(name).exists():
@@ -139,7 +139,7 @@ def fresh(
     config = QuietStarConfig(
         base_name=name,
         base_revision=revision,
-        hidden_size=width or embeddings.weight.shape[-1],
+        hidden_size=_width(inner),
     )
     model = cls(config, base, tokenizer)
     for adapter, kind in adapters.kinds(base, inner).items():
@@ -155,6 +155,13 @@ def fresh(
     return model.eval()
 
 
+def _width(base: PreTrainedModel) -> int:
+    """E: what the output layer reads, which the input embeddings need not have (OPT); those where there is none."""
+    inner = base.get_base_model() if hasattr(base, "get_base_model") else base
+    layer = inner.get_output_embeddings()
+    return int((layer if layer is not None else inner.get_input_embeddings()).weight.shape[-1])
+
+
 def _is_quantised(base: PreTrainedModel) -> bool:
     """Whether the weights are packed in 4 or 8 bit (not merely read from such a file)."""
     return bool(getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False))
@@ -163,15 +170,26 @@ def _is_quantised(base: PreTrainedModel) -> bool:
 def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """The base model and its tokenizer from a folder, a GGUF file or a hub name."""
     source: dict[str, Any] = {"revision": options["revision"], "trust_remote_code": options["trust_remote_code"]}
-    source["local_files_only"] = Path(name).exists() or _offline()
+    source["local_files_only"] = _exists(name) or _offline()
     source["subfolder"] = options.get("subfolder", "")
+    packed, stored, asked_for = None, None, name
     if name.endswith(".gguf"):
-        path = Path(name)
-        if not path.is_file():
+        if not Path(name).is_file():
             raise QuietStarError(f"unknown model {name!r}: there is no such folder or file")
-        name, source["gguf_file"] = str(path.parent), path.name
-    loading: dict[str, Any] = dict(source, dtype=_dtype(name, options, source))
-    if "gguf_file" not in source:
+        packed = gguf_files.read_header(Path(name))
+        name, source["gguf_file"] = str(Path(name).parent), Path(name).name
+        stored = model_files.Stored({key: tensor.shape for key, tensor in packed.tensors.items()})
+        config = gguf_files.configuration(packed)
+    else:
+        inside = partial(_inside, name, source["subfolder"], options["revision"])
+        _, stored = model_files.check_base(name, inside, local=_exists(name))
+        config = AutoConfig.from_pretrained(name, **source)
+    if stored is not None and not options["trust_remote_code"]:
+        with torch.device("meta"):  # takes no memory, whatever the configuration asks for
+            parts = AutoModelForCausalLM.from_config(config).parameters()
+        model_files.check_parameters(asked_for, sum(part.numel() for part in parts), stored)
+    loading: dict[str, Any] = dict(source, config=config, dtype=_dtype(options, config, packed is not None))
+    if packed is None:
         loading["use_safetensors"] = True
     if options["quantize"]:
         loading |= {"quantization_config": _quantization(options["quantize"]), "device_map": str(options["device"])}
@@ -180,14 +198,17 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     )  # a mismatch is refused here, in one line that names the weight
     if absent := sorted(found["missing_keys"]):
         raise QuietStarError(
-            f"the weights of {name} lack {absent[0]} ({len(absent)} in all); the download is incomplete"
+            f"the weights of {asked_for} lack {absent[0]} ({len(absent)} in all); the download is incomplete"
         )
     if other := sorted(found["mismatched_keys"]):
-        key, stored, wanted = other[0]
+        key, stored_shape, wanted = other[0]
         raise QuietStarError(
-            f"{name}: {key} has shape {tuple(stored)}, but config.json asks for {tuple(wanted)} ({len(other)} such "
-            "weights); the two files do not belong together"
+            f"{asked_for}: {key} has shape {tuple(stored_shape)}, but config.json asks for {tuple(wanted)} "
+            f"({len(other)} such weights); the two files do not belong together"
         )
+    if packed is not None:
+        gguf_files.check_tensors(packed, base)
+    _refuse_left_over(asked_for, base, [key for key in found["unexpected_keys"] if not _is_extra(key)])
     if not options["quantize"]:
         base.to(options["device"])
     elif options["quantize"] == "4bit" and base.config.hidden_size % _BLOCK:
@@ -195,23 +216,56 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
             f"{name} cannot run in 4 bit: its hidden size must be a multiple of {_BLOCK}, and is "
             f"{base.config.hidden_size}; use --quantize 8bit, or none"
         )
+    for holder in (base.config, base.generation_config):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None and not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids])):
+            raise QuietStarError(f"{asked_for}: eos_token_id should be a token id or a list of them, and is {ids!r}")
+    return base, _tokenizer(name, source, packed is None)
+
+
+def _refuse_left_over(name: str, base: PreTrainedModel, unused: list[str]) -> None:
+    """Refuse weights of layers that the configuration leaves out; tell of others that the model has no place for."""
+
+    def anywhere(key: str) -> str:
+        return re.sub(r"\d+", "N", key)
+
+    known = {anywhere(key) for key in base.state_dict()}
+    if layers := sorted(key for key in unused if anywhere(key) in known):
+        raise QuietStarError(
+            f"{name}: its weights hold {layers[0]}, which config.json leaves out ({len(layers)} such weights); the two "
+            "files do not belong together"
+        )
+    if unused:
+        warnings.warn(f"{name}: {len(unused)} of its weights are not used, as {sorted(unused)[0]}", stacklevel=2)
+
+
+def _tokenizer(name: str, source: dict[str, Any], may_lack: bool) -> Any:
+    """The tokenizer of a base, or None where a folder of weights has none: it still works on token ids."""
     where = Path(name) / source["subfolder"]
-    if where.is_dir() and not any(any(where.glob(pattern)) for pattern in _TOKENIZER_FILES):
-        return base, None  # some classes would make an empty one
+    if may_lack and where.is_dir() and not any(any(where.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        return None  # some classes would make an empty one
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise QuietStarError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
-    return base, tokenizer
+        tokenizer.decode(tokenizer("a b", verbose=False)["input_ids"])  # some broken files show only when used
+        return tokenizer
+    except BaseException as error:
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
+        raise QuietStarError(f"the tokenizer of {name} cannot be read: {first_line(error)}") from error
 
 
-def _dtype(name: str, options: dict[str, Any], source: dict[str, Any]) -> Any:
+def _inside(name: str, subfolder: str, revision: str | None, file: str) -> Path | None:
+    """A file of a model, or of its `subfolder`."""
+    return _file(name, f"{subfolder}/{file}" if subfolder else file, revision)
+
+
+def _dtype(options: dict[str, Any], config: Any, packed: bool) -> Any:
     """The asked dtype; "auto" is the checkpoint's own, but fp32 on a CPU whose 16-bit arithmetic is emulated."""
     if options["dtype"] != "auto":
         return options["dtype"]
     if torch.device(options["device"]).type != "cpu":
         return "auto"
-    own = getattr(AutoConfig.from_pretrained(name, **source), "dtype", None) if "gguf_file" not in source else None
+    own = None if packed else getattr(config, "dtype", None)
     if own == torch.bfloat16 and _cpu_has_bf16():
         return own
     return torch.float32 if own in (None, torch.float16, torch.bfloat16) else own
@@ -222,6 +276,15 @@ def _cpu_has_bf16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
+def pick_dtype(dtype: Any) -> Any:
+    """ "auto" or a floating-point dtype of torch, from its name or itself."""
+    if isinstance(dtype, str) and (dtype == "auto" or dtype in DTYPES):
+        return DTYPES.get(dtype, dtype)
+    if isinstance(dtype, torch.dtype) and dtype in (*DTYPES.values(), torch.float64):
+        return dtype
+    raise QuietStarError(f"dtype must be auto, {', '.join(DTYPES)}; got {dtype!r}")
+
+
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The asked device, or CUDA where there is one, else the CPU."""
     if device in (None, "auto"):
@@ -230,20 +293,21 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)  # type: ignore[arg-type]
         if found.type == "cuda" and not torch.cuda.is_available():
             raise QuietStarError(f"device {str(device)!r} was asked for, but this machine has no CUDA device; use cpu")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise QuietStarError(f"device {str(device)!r} cannot be used: {_first_line(error)}") from error
+        if found.type == "meta":
+            raise QuietStarError("device 'meta' holds no values; use cpu or cuda")
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        raise QuietStarError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     return found
 
 
+QUANTIZED = ("4bit", "8bit")
 _TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.gguf")
 
 _BLOCK = 64  # weights that bitsandbytes scales together
 
 
 def _quantization(kind: str) -> Any:
-    if kind not in ("4bit", "8bit"):
-        raise QuietStarError(f"quantize must be 4bit or 8bit, got {kind!r}")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -256,22 +320,24 @@ def _quantization(kind: str) -> Any:
 def _json(name: str, file: str, revision: str | None) -> dict[str, Any] | None:
     """A JSON file of a folder or hub repository, or None where there is none."""
     path = _file(name, file, revision)
-    if path is None:
-        return None
+    return None if path is None else model_files.read_json(path)
+
+
+def _exists(name: str) -> bool:
+    """Whether a folder or file is called so; False for what no file system takes as a name."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise QuietStarError(f"{path} is not valid JSON ({error}); the download may be incomplete") from error
-    if not isinstance(found, dict):
-        raise QuietStarError(f"{path} should hold a JSON object; the file is broken")
-    return found
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _file(name: str, file: str, revision: str | None) -> Path | None:
     if name.endswith(".gguf"):
         return None
-    if Path(name).exists():
+    if _exists(name):
         path = Path(name) / file
+        if (path.is_symlink() or path.exists()) and not path.is_file():
+            raise QuietStarError(f"{path} should be a file; it is a folder, or a link that leads nowhere")
         return path if path.is_file() else None
     found = cached_file(
         name, file, revision=revision, local_files_only=_offline(), _raise_exceptions_for_missing_entries=False,
@@ -282,7 +348,7 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
 
 def _commit(name: str, revision: str | None) -> str | None:
     """The commit a hub name stands for now, from where its files are cached; `revision` where that cannot be told."""
-    path = None if Path(name).exists() else _file(name, "config.json", revision)
+    path = None if _exists(name) else _file(name, "config.json", revision)
     return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else revision
 
 
@@ -304,21 +370,39 @@ def _offline() -> bool:
 
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turns what the libraries raise for a missing, broken or unreachable model into one line that names it."""
+    """Turns what the libraries raise for a missing, broken or unreachable model into one line that names it.
+
+    A broken file can make other people's code raise anything, so anything is caught; what they log meanwhile is not
+    shown, since the one line says it.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
-    except QuietStarError:
+    except (QuietStarError, MemoryError, torch.OutOfMemoryError):
         raise
     except SafetensorError as error:
         raise QuietStarError(
-            f"{name}: a weights file is broken or half downloaded ({error}); fetch it again"
+            f"{name}: a weights file is broken or half downloaded ({first_line(error)}); fetch it again"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
-        if not Path(name).exists() and isinstance(error, OSError):
-            raise QuietStarError(f"the model {name} cannot be had from the hub: {_first_line(error)}") from error
-        raise QuietStarError(f"the model {name} cannot be loaded: {_first_line(error)}") from error
+        if not _exists(name) and isinstance(error, OSError):
+            raise QuietStarError(f"the model {name} could not be fetched from the hub: {first_line(error)}") from error
+        said = first_line(error)
+        if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):  # else the kind says the most
+            said = f"{type(error).__name__}: {said}"
+        raise QuietStarError(f"the model {name} cannot be loaded: {said}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """True for what the Rust code of tokenizers and safetensors raises where it fails; no Exception, by its makers."""
+    return type(error).__name__ == "PanicException"
 
 
 @contextlib.contextmanager
@@ -331,29 +415,28 @@ def _of_the_cache(folder: Path) -> Iterator[None]:
         raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 # -- the published layout ---------------------------------------------------------------------------------------------
 
 
 def _published(name: str, revision: str | None) -> dict[str, Tensor]:
     """The Quiet-STaR tensors of a published checkpoint, {} where `name` is an ordinary base model."""
-    index = _json(name, "model.safetensors.index.json", revision)
-    shards = set(index["weight_map"].values()) if index else {"model.safetensors"}
-    if index:
-        wanted = {key for key in index["weight_map"] if _is_extra(key)}
-        shards = {index["weight_map"][key] for key in wanted}
+    index = model_files.shards(name, partial(_inside, name, "", revision))
+    files = {file for key, file in index.items() if _is_extra(key)} if index else {model_files.WEIGHTS}
     found: dict[str, Tensor] = {}
-    for shard in sorted(shards):
-        path = _file(name, shard, revision)
+    for file in sorted(files):
+        path = _file(name, file, revision)
         if path is None:
             continue
         with safe_open(path, framework="pt") as tensors:
             found |= {key: tensors.get_tensor(key) for key in tensors.keys() if _is_extra(key)}  # noqa: SIM118
+    for key, tensor in found.items():
+        _check_finite(name, key, tensor)
     return found
+
+
+def _check_finite(where: str | Path, key: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise QuietStarError(f"{where}: {key} holds values that are not finite (NaN or infinity); the file is broken")
 
 
 def _is_extra(key: str) -> bool:
@@ -363,6 +446,11 @@ def _is_extra(key: str) -> bool:
 def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Put the published head and markers in place; the last two vocabulary rows are their reserved ids."""
     head = {key.removeprefix(_HEAD): tensor.float() for key, tensor in extra.items() if key.startswith(_HEAD)}
+    if several := sorted(key for key in extra if key.startswith("talk_head.") and not key.startswith(_HEAD)):
+        raise QuietStarError(
+            f"this Quiet-STaR checkpoint has several mixing heads ({several[0]}); only one for all places ahead "
+            "(merged_talk_heads) is supported"
+        )
     expected = model.head.layers.state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in head.items()}
     if shapes != {key: tuple(tensor.shape) for key, tensor in expected.items()}:
@@ -370,7 +458,8 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
             "this Quiet-STaR checkpoint has another mixing head than Linear(2E, E), ReLU, Linear(E, E), ReLU, "
             f"Linear(E, 1) on cat[base, thought]: {shapes}"
         )
-    for option, supported in (("use_weighted_talk_head", True), ("use_shallow_talk", False)):
+    options = (("use_weighted_talk_head", True), ("use_concat_talk_head", True), ("use_shallow_talk", False))
+    for option, supported in options:
         if config.get(option, supported) is not supported:
             raise QuietStarError(f"this Quiet-STaR checkpoint has {option} = {config[option]}, which is not supported")
     missing = {"start_embedding", "end_embedding"} - extra.keys()
@@ -378,6 +467,12 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
         raise QuietStarError(
             f"this Quiet-STaR checkpoint lacks {', '.join(sorted(missing))}; the download is incomplete"
         )
+    for key in ("start_embedding", "end_embedding"):  # mean and log deviation; only the mean is used
+        shape = tuple(extra[key].shape)
+        if len(shape) != 2 or not shape[0] or shape[1] != model.config.hidden_size:
+            raise QuietStarError(
+                f"this Quiet-STaR checkpoint has {key} of shape {shape}, not (2, {model.config.hidden_size})"
+            )
     model.head.layers.load_state_dict(head)
     with torch.no_grad():
         model.markers.start.copy_(extra["start_embedding"][0].float())
@@ -421,7 +516,7 @@ def save(
             raise QuietStarError(
                 f"no space left on the disk while saving to {folder}; free some and save again"
             ) from error
-        reason = _first_line(error)
+        reason = first_line(error)
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror + (f": {error.filename}" if error.filename else "")
         raise QuietStarError(f"cannot save to {folder}: {reason}") from error
@@ -614,7 +709,7 @@ def _named_base(name: str, base_name: str, options: dict[str, Any]) -> tuple[Pre
         return _base(where, options | {"revision": None, "subfolder": "base"})
     if base_name in default_model.BARE:
         return _base(str(default_model.folder()), options | {"revision": None})
-    if Path(base_name).is_absolute() and not Path(base_name).exists():
+    if Path(base_name).is_absolute() and not _exists(base_name):
         raise QuietStarError(
             f"{name} holds thoughts for the base model {base_name}, which is not there; put it back, or save "
             "with save_base=True where it is"
@@ -625,7 +720,9 @@ def _named_base(name: str, base_name: str, options: dict[str, Any]) -> tuple[Pre
 
 def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dict[str, Any]) -> Any:
     revision = options["revision"]
-    config = QuietStarConfig(**{k: v for k, v in raw.items() if k != "model_type"})
+    config = _our_config(name, raw)
+    if _file(name, "adapter_config.json", revision) is not None:  # transformers would load it with the base
+        raise QuietStarError(f"{name} has an adapter_config.json beside its config.json; it belongs into adapter/")
     if config.base_name is None:
         base, tokenizer = _base(name, options | {"subfolder": "base"})
     else:
@@ -641,7 +738,7 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     if (path := _file(name, GENERATION, revision)) is not None:
         base.generation_config = GenerationConfig.from_dict(_json(name, GENERATION, revision) or {})
     if _file(name, f"{TOKENIZER}/tokenizer_config.json", revision) is not None:
-        local = {"revision": revision, "local_files_only": Path(name).exists() or _offline()}
+        local = {"revision": revision, "local_files_only": _exists(name) or _offline()}
         tokenizer = AutoTokenizer.from_pretrained(
             name, subfolder=TOKENIZER, trust_remote_code=options["trust_remote_code"], **local
         )
@@ -649,11 +746,7 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
         state = config.adapters or {"names": ["default"], "active": ["default"], "off": False}
         for adapter in state["names"]:
             where = "adapter" if adapter == "default" else f"adapter/{adapter}"
-            file = f"{where}/adapter_model.safetensors"
-            if _file(name, file, revision) is None:  # PEFT would go on to a pickled file
-                raise QuietStarError(
-                    f"{name} has no {file}; the folder or download is incomplete (pickled weights are not read)"
-                )
+            _check_adapter(name, where, revision)
         inner = base
         base = adapters.load(inner, name, state, revision)
         for adapter in state["names"]:
@@ -664,11 +757,103 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     path = _file(name, WEIGHTS, revision)
     if path is None:
         raise QuietStarError(f"{name} has no {WEIGHTS}; the folder or download is incomplete")
+    if (width := _width(base)) != config.hidden_size:
+        raise QuietStarError(
+            f"{name} holds thoughts for a base of hidden size {config.hidden_size}, but its base has {width}; the two "
+            "do not belong together"
+        )
     model = cls(config, base, tokenizer)
+    beyond = [token for token in (*config.marker_ids, config.filler_id or 0) if token >= model.vocabulary]
+    if beyond:
+        raise QuietStarError(
+            f"{name}: config.json names token {beyond[0]}, but the base has {model.vocabulary} tokens; the two do not "
+            "belong together"
+        )
     load_parts(model, path)
     model.config.name_or_path = name
     model.loaded_fingerprint, model.origin = found, origin
     return model.eval()
+
+
+def _is_state(value: Any) -> bool:
+    """Whether `adapters` in our settings is what `adapters.state` gives, with names that are folders of their own."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("off"), bool):
+        return False
+    lists = [value.get("names"), value.get("active")]
+    if not all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in lists):
+        return False
+    names = value["names"]
+    return bool(names) and not any(name in ("", ".", "..") or set(name) & set("/\\\0") for name in names)
+
+
+def _our_config(name: str, raw: dict[str, Any]) -> QuietStarConfig:
+    """Our settings from a `config.json`, each value of its kind and range.
+
+    Raises:
+        QuietStarError: names the key, what it should be and what it is.
+    """
+
+    def whole(least: int) -> Any:
+        return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 31
+
+    def text(value: Any) -> bool:
+        return value is None or isinstance(value, str)
+
+    rules = {
+        "base_name": (text, "a name or null"),
+        "base_revision": (text, "a commit or null"),
+        "base_hash": (text, "a fingerprint or null"),
+        "base_hash_rounded": (text, "a fingerprint or null"),
+        "base_dtype": (text, "a dtype or null"),
+        "adapters": (_is_state, "names of adapters, which are active, and whether they are off"),
+        "adapter": (lambda value: isinstance(value, bool), "true or false"),
+        "hidden_size": (whole(1), "a whole number above 0"),
+        "thought_length": (whole(0), "a whole number, at least 0"),
+        "marker_ids": (lambda value: isinstance(value, list) and all(map(whole(0), value)), "a list of token ids"),
+        "filler_id": (lambda value: value is None or whole(0)(value), "a token id or null"),
+        "weight_floor": (
+            lambda value: isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1,
+            "a number from 0 to 1",
+        ),
+    }  # fmt: skip
+    for key, (allowed, what) in rules.items():
+        if key in raw and not allowed(raw[key]):
+            raise QuietStarError(f"{name}: {key} in config.json should be {what}, and is {raw[key]!r}")
+    if "hidden_size" not in raw:
+        raise QuietStarError(f"{name}: config.json lacks hidden_size; the file is broken")
+    return QuietStarConfig(**{key: value for key, value in raw.items() if key != "model_type"})
+
+
+def _check_adapter(name: str, where: str, revision: str | None) -> None:
+    """Look at a PEFT adapter before PEFT does, which would go on to pickled weights or to files its settings name."""
+    path = _file(name, f"{where}/adapter_model.safetensors", revision)
+    if path is None:
+        raise QuietStarError(
+            f"{name} has no {where}/adapter_model.safetensors; the folder or download is incomplete (pickled "
+            "weights are not read)"
+        )
+    settings = _json(name, f"{where}/adapter_config.json", revision)
+    if settings is None:
+        raise QuietStarError(f"{name} has no {where}/adapter_config.json; the folder or download is incomplete")
+    for key in ("prompt_tuning_init_state_dict_path", "tokenizer_kwargs"):
+        if settings.get(key):
+            raise QuietStarError(
+                f"{name}: adapter_config.json has {key}, which would read or run other files; it is not loaded"
+            )
+    shapes = model_files.header(path)
+    widest = max((min(shape[:2]) for shape in shapes.values() if len(shape) > 1), default=0)
+    pattern = settings.get("rank_pattern")
+    ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    if too_large := [r for r in ranks if isinstance(r, int) and r > 64 * max(1, widest)]:
+        raise QuietStarError(
+            f"{name}: adapter_config.json asks for rank {too_large[0]}, but its weights have at most {widest}; "
+            "the two files do not belong together"
+        )
+    with safe_open(path, framework="pt") as tensors:
+        for key in shapes:
+            _check_finite(path, key, tensors.get_tensor(key))
 
 
 def _same(config: QuietStarConfig, base: PreTrainedModel, found: str, quantised: bool) -> bool:
@@ -692,6 +877,7 @@ def refill(model: ThinkingModel, folder: str | Path) -> None:
     with readable(str(folder)):
         load_parts(model, folder / WEIGHTS)
         if (folder / "base").is_dir():
+            model_files.check_base(str(folder / "base"), partial(_inside, str(folder / "base"), "", None))
             trained = AutoModelForCausalLM.from_pretrained(
                 folder / "base", dtype=model.decoder_lm.dtype, use_safetensors=True
             )
@@ -716,5 +902,7 @@ def load_parts(model: ThinkingModel, path: Path) -> None:
     kept = {name: tuple(value.shape) for name, value in _kept(model).items()}
     if kept != {name: tuple(value.shape) for name, value in tensors.items()}:
         raise QuietStarError(f"{path} does not hold the markers and head of hidden size {model.config.hidden_size}")
+    for key, tensor in tensors.items():
+        _check_finite(path, key, tensor)
     for part, module in (("markers", model.markers), ("head", model.head)):
         module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})

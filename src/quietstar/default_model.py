@@ -112,10 +112,10 @@ def _clear(cache: Path) -> None:
 def _complete(target: Path) -> bool:
     """True where every file of the manifest is there in full; a broken folder is made anew."""
     try:
-        sizes = json.loads((target / "manifest.json").read_text())["sizes"]
-    except (OSError, ValueError, KeyError):
+        sizes = json.loads((target / "manifest.json").read_text())["sizes"].items()
+        return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in sizes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a broken manifest holds
         return False
-    return all((target / name).is_file() and (target / name).stat().st_size == size for name, size in sizes.items())
 
 
 def _no_space(where: Path | str) -> str:

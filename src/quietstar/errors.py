@@ -7,3 +7,12 @@ class QuietStarError(ValueError):
 
 class UnsupportedModel(QuietStarError):
     """A model family the rows attention cannot serve exactly, named with the reason."""
+
+
+def first_line(error: BaseException, longest: int = 300) -> str:
+    """The first line of what a library raised, for a line of our own; the error's kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].rstrip().endswith(":"):  # it goes on
+        lines[0] = " ".join(lines[:3])
+    line = " ".join(lines[0].split()) if lines else type(error).__name__
+    return line if len(line) <= longest else line[:longest] + "…"

@@ -2,21 +2,26 @@
 
 What the model tells on its own (grouped heads, scaling, windows, soft-capped attention, sinks, positions) is read from
 its calls in `rows`. Left over are: how a hidden state becomes logits, how long a text may be, and who is refused.
-A family not in `VERIFIED` is compared with its own code path once, when it is wrapped, and refused if they differ.
+Every model is tried once on a short text when it is wrapped: its weights and logits must be finite, what it predicts
+must not depend on later tokens, and rows must give what its own forward gives (left out in 16 bits for a family in
+`VERIFIED`, whose experts rounding may exchange).
 """
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quietstar.errors import UnsupportedModel
-from quietstar.rows import Prefix, Rows, install, ordinary
+from quietstar.errors import QuietStarError, UnsupportedModel, first_line
+from quietstar.rows import Prefix, Rows, installing, ordinary
 
-# Compared with a slow, obvious implementation in tests/test_families.py; no check at load is needed.
+# Compared with a slow, obvious implementation in tests/test_families.py.
 VERIFIED = frozenset(
     [
         "llama",
@@ -91,10 +96,11 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Make `model` able to serve rows, or refuse it by name.
+    """Make `model` able to serve rows, or refuse it; a refused model keeps the attention it came with.
 
     Raises:
         UnsupportedModel: the family cannot be served; the message says why.
+        QuietStarError: its weights or logits are not finite, or its own forward fails.
     """
     config = text_config(model)
     family = config.model_type
@@ -112,43 +118,165 @@ def prepare(model: PreTrainedModel) -> None:
             f"model type {family!r} cannot be served: it has {', '.join(sorted(recurrent))} layers, whose state rows "
             "cannot share"
         )
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModel(
+            f"model type {family!r} cannot be served: some of its layers keep a recurrent state, which rows cannot "
+            "share"
+        )
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
             f"model type {family!r} cannot be served: this version of transformers computes its attention inside the "
             "model file, out of reach of a registered attention function"
         )
-    install(model)
-    if family not in VERIFIED:
-        compare_with_itself(model, f"model type {family!r}")
+    _refuse_broken_weights(model)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _foreign(f"model type {family!r}", "its attention cannot be replaced"), installing(model):
+            _try(model, f"model type {family!r}", family in VERIFIED)
+    finally:
+        model.train(training)
 
 
-@torch.no_grad()
 def compare_with_itself(model: PreTrainedModel, what: str, whole: Any = None) -> None:
     """Refuse a model whose rows do not give what its own forward gives (the two must agree to rounding).
 
     `what` names it in the message; `whole` is what it is called through, such as PEFT's wrapper.
     """
-    vocabulary = text_config(model).vocab_size
-    ids = (torch.arange(12, device=model.device) * 7919 + 13)[None] % vocabulary
     training = model.training
     model.eval()
     try:
-        with ordinary(model):
-            expected = (model if whole is None else whole)(input_ids=ids, use_cache=False).logits[0].float()
-        embeds = model.get_input_embeddings()(ids)
+        with torch.no_grad():
+            _try(model, what, False, whole)
+    finally:
+        model.train(training)
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose own vocabulary passes the embeddings; say so where only added tokens do.
+
+    Those are often never used (a padding token), so the model is served, and a text with one of them refused.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    vocabulary = tokenizer.get_vocab()
+    beyond = sorted((token_id, token) for token, token_id in vocabulary.items() if token_id >= rows)
+    if not beyond:
+        return
+    added = set(tokenizer.get_added_vocab())
+    plain = [pair for pair in beyond if pair[1] not in added]
+    token_id, token = (plain or beyond)[0]
+    what = f"the tokenizer has {token!r} as token {token_id}, but the base model has embeddings for {rows} tokens only"
+    if plain:
+        raise QuietStarError(
+            f"{what} ({len(beyond)} tokens are beyond them); give the tokenizer that belongs to the model, or resize "
+            "the model with resize_token_embeddings"
+        )
+    warnings.warn(f"{what}; a text with it is refused", stacklevel=2)
+
+
+def _refuse_broken_weights(model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel() and not weight.is_meta:
+            values = weight.detach() if weight.element_size() > 1 else weight.detach().to(torch.bfloat16)
+            low, high = values.aminmax()  # both carry a NaN on; one pass, no copy
+            if not (low.isfinite() and high.isfinite()):
+                raise QuietStarError(
+                    f"the weight {name} of the base model holds values that are not finite (NaN or infinity); the file "
+                    f"is broken, or its values do not fit {str(weight.dtype).removeprefix('torch.')}"
+                )
+
+
+def _try(model: PreTrainedModel, named: str, compared: bool, whole: Any = None) -> None:
+    """Read a short text: finite, blind to the future and, for a family nobody compared, the same by rows.
+
+    In 16 bits rounding alone can send a token to another expert; what fails on one text is tried on a second.
+    """
+    whole = model if whole is None else whole
+    dtype = next(model.parameters()).dtype
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    vocabulary = text_config(model).vocab_size
+    problem: UnsupportedModel | None = None
+    for step in (7919, 104729):
+        ids = (torch.arange(12, device=model.device) * step + 13)[None] % vocabulary
+        both = ids.repeat(2, 1)
+        both[1, 8:] = (both[1, 8:] + 1) % vocabulary
+        with _foreign(named, "its own forward fails"), ordinary(model):
+            logits = whole(input_ids=both, use_cache=False).logits
+        _refuse_infinite(logits, dtype)
+        problem = _refuse_future(named, logits.float(), tolerance)
+        if problem is None and (not compared or dtype == torch.float32):  # there rounding sends nothing astray
+            problem = _refuse_other_arithmetic(model, whole, named, ids, logits[0].float(), tolerance)
+        if problem is None:
+            return
+    assert problem is not None
+    raise problem
+
+
+def _refuse_infinite(logits: Tensor, dtype: torch.dtype) -> None:
+    if not bool(logits.isfinite().all()):
+        raise QuietStarError(
+            f"the base model's own logits are not finite (NaN or infinity) in {str(dtype).removeprefix('torch.')}; "
+            'load it with --dtype float32 (dtype="float32"), or its weights or settings are broken'
+        )
+
+
+def _refuse_future(named: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
+    """What is wrong where two texts that differ from token 8 on are told apart before it; logits (2, 12, V)."""
+    moved = ((logits[0, :8] - logits[1, :8]).abs().max() / logits.abs().max().clamp_min(1e-6)).item()
+    if moved < tolerance / 2:
+        return None
+    return UnsupportedModel(
+        f"{named} cannot be served as it is configured: it reads the future (other later tokens move the "
+        f"predictions before them by {moved:.1e} of the largest logit), so it is no causal LM"
+    )
+
+
+def _refuse_other_arithmetic(
+    model: PreTrainedModel, whole: Any, named: str, ids: Tensor, expected: Tensor, tolerance: float
+) -> UnsupportedModel | None:
+    """What is wrong where rows do not give what the model's own forward gives (to rounding); `expected` is (12, V).
+
+    One of the rows begins with an embedding that is no token's, as a marker is.
+    """
+    embeds = model.get_input_embeddings()(ids)
+    marked = embeds.clone()
+    marked[:, 8] = embeds[:, 8:10].mean(1)
+    with _foreign(named, "its own forward fails on an embedding that is no token's"), ordinary(model):
+        after_marker = whole(inputs_embeds=marked, use_cache=False).logits[0, 8:].float()
+    with _foreign(named, "its own code fails where rows run through it"):
         prefix = Prefix(model, 1)
         by_prefix = unembed(model, prefix.extend(embeds[:, :8])).float()[0]
         zero, seen = torch.zeros(2, dtype=torch.long, device=model.device), torch.tensor([4, 8], device=model.device)
         rows = Rows(prefix, zero, seen)
-        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], embeds[0, 8:12]]))).float()
-    finally:
-        model.train(training)
-    found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
-    wanted = torch.cat([expected[:8], expected[4:8], expected[8:12]])
-    error = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
-    if not error < tolerance:
-        raise UnsupportedModel(
-            f"{what} cannot be served: its rows differ from its own forward by {error:.1e} of the "
-            f"largest logit (at most {tolerance:.0e} is rounding)"
+        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], marked[0, 8:12]]))).float()
+    layers = len(prefix.layers)
+    total = getattr(text_config(model), "num_hidden_layers", layers)
+    if layers < total:
+        return UnsupportedModel(
+            f"{named} cannot be served: rows reach the attention of {layers} of its {total} layers only"
         )
+    found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
+    _refuse_infinite(found, embeds.dtype)
+    wanted = torch.cat([expected[:8], expected[4:8], after_marker])
+    error = ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
+    if error < tolerance:
+        return None
+    return UnsupportedModel(
+        f"{named} cannot be served: its rows differ from its own forward by {error:.1e} of the "
+        f"largest logit (at most {tolerance:.0e} is rounding)"
+    )
+
+
+@contextlib.contextmanager
+def _foreign(named: str, what: str) -> Iterator[None]:
+    """Around a model file nobody tried here: whatever it raises is a reason to refuse the model."""
+    try:
+        yield
+    except (QuietStarError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):  # how torch says it on a CPU
+            raise
+        raise UnsupportedModel(
+            f"{named} cannot be served: {what} ({type(error).__name__}: {first_line(error)})"
+        ) from error

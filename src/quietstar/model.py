@@ -125,6 +125,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: QuietStarConfig, base: PreTrainedModel, tokenizer: Any = None) -> None:
         super().__init__(config)
         families.prepare(_unwrapped(base))
+        if tokenizer is not None:
+            families.check_tokenizer(_unwrapped(base), tokenizer)
         self.base = base
         self.head = MixingHead(config.hidden_size).to(base.device)
         self.markers = Markers(config.hidden_size).to(base.device)

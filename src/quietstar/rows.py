@@ -35,7 +35,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -513,7 +513,11 @@ def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
             f"model type {base.config.model_type!r} cannot be served: its decoder does not hand keyword arguments "
             "down to the attention function"
         )
-    hidden: Tensor = out.last_hidden_state
+    hidden: Tensor | None = getattr(out, "last_hidden_state", None)
+    if hidden is None:
+        raise UnsupportedModel(
+            f"model type {base.config.model_type!r} cannot be served: its decoder does not return hidden states"
+        )
     return hidden
 
 
@@ -581,6 +585,31 @@ def uninstall(base: PreTrainedModel) -> None:
     name = base.config._attn_implementation
     if name.startswith(_NAME):
         base.set_attn_implementation(name.removeprefix(_NAME))
+
+
+@contextlib.contextmanager
+def installing(base: PreTrainedModel) -> Iterator[None]:
+    """`install`; where the block fails, every part of `base` gets back the attention implementation it had."""
+    before = [(config, config._attn_implementation_internal) for config in _configs(base)]
+    try:
+        install(base)
+        yield
+    except BaseException:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+        raise
+
+
+def _configs(base: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configuration of `base` and those of its parts, each once."""
+    waiting = [part.config for part in base.modules() if isinstance(part, PreTrainedModel)]
+    found: dict[int, PreTrainedConfig] = {}
+    while waiting:
+        config = waiting.pop()
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ def _telling(as_json: bool, show: Callable[[Any], None]) -> Iterator[Callable[[A
 
     def tell(report: Any) -> None:
         if as_json:
-            print(json.dumps(report.to_dict(), indent=1))
+            print(options.to_json(report.to_dict(), indent=1))
         else:
             show(report)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from quietstar import jsontext
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
@@ -58,9 +59,12 @@ Db = Annotated[
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output: characters as they are where its encoding has them all, escaped elsewhere."""
+    """JSON for standard output: characters as they are where its encoding has them all, escaped elsewhere.
+
+    A number that is not finite is null, see `jsontext`.
+    """
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
-    return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)
+    return jsontext.to_json(value, ascii_only=encoding != "utf8", indent=indent)
 
 
 def decoded(raw: bytes, what: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +58,7 @@ def runs(
                 break
             count += 1
             if as_json:
-                print(json.dumps(run.to_dict(), ensure_ascii=False), flush=True)
+                print(options.to_json(run.to_dict()), flush=True)
             else:
                 _print(run)
         if not count:

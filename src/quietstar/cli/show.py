@@ -53,7 +53,7 @@ def show(
             from quietstar.scratchpad import exchange
             from quietstar.scratchpad.columns import to_json
 
-            typer.echo(json.dumps(json.loads(to_json(exchange.line(store, entry.id))), ensure_ascii=False))
+            typer.echo(options.to_json(json.loads(to_json(exchange.line(store, entry.id)))))
             return
         _print(store, entry, top, measure)
 

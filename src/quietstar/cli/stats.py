@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +60,8 @@ def stats(
         found = statistics.over((store.trace(run), measured[run]) for run in runs)
         curves = statistics.early_answering(one for of_run in measured.values() for one in of_run.values())
         if as_json:
-            print(json.dumps({"runs": runs, "statistics": [one.to_dict() for one in found], "early": curves}, indent=1))
+            report = {"runs": runs, "statistics": [one.to_dict() for one in found], "early": curves}
+            print(options.to_json(report, indent=1))
             return
         _print(runs, found)
         for name, shares in curves.items():
@@ -93,7 +93,7 @@ def _each(store: Store, run: str) -> None:
     columns = statistics.of_trace(trace, store.measured(run))
     for n, thought in enumerate(trace.thoughts):
         row = {"run": run, "position": thought.position, "thought": thought.samples[0].text if thought.samples else ""}
-        print(json.dumps(row | {name: values[n] for name, values in columns.items()}, ensure_ascii=False))
+        print(options.to_json(row | {name: values[n] for name, values in columns.items()}))
 
 
 def _print(runs: list[str], found: list[Statistic]) -> None:

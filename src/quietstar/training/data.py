@@ -160,6 +160,11 @@ class Spans(torch.utils.data.Dataset[dict[str, Any]]):
             whole = short + sum(map(len, self._spans))
             self.notes.append(f"{short} of {whole} tokens are in spans of fewer than {shortest} and are left out")
 
+    @property
+    def largest(self) -> int:
+        """The largest token id there is."""
+        return max(int(span.max()) for span in self._spans)
+
     def __len__(self) -> int:
         return len(self._spans)
 

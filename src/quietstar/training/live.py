@@ -8,7 +8,6 @@ the checkpoint was.
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from transformers import TrainerCallback
 
 from quietstar.errors import QuietStarError
 from quietstar.evals.bench import peak_bytes
+from quietstar.jsontext import to_json
 from quietstar.text import visible
 from quietstar.training import folder as folders
 
@@ -66,9 +66,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 def _line(values: dict[str, Any]) -> str:
-    """A line of JSON; what is no number is null, as JSON has no other word for it."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    return json.dumps(finite) + "\n"
+    return to_json(values, ascii_only=True) + "\n"
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:

@@ -158,6 +158,7 @@ class ThoughtTrainer(transformers.Trainer):
             texts.train, model.tokenizer, recipe.data.length, recipe.data.spans,
             max(8, recipe.thinking.objective.lookahead + 2), recipe.seed,
         )  # fmt: skip
+        model.check_ids([spans.largest])
         longest = max([recipe.thinking.thought_length, *recipe.thought_length_schedule.values()])
         model.check_fits(recipe.data.length + recipe.thinking.objective.lookahead, longest, "span")
         heldout = [Document(f"held-out {n}", text) for n, text in enumerate(texts.heldout[: recipe.watch.documents])]
