@@ -320,6 +320,7 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
             )
 
 
+@checked
 def differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Settings that two reports do not share, besides the model and the controls, one sentence each."""
     mine, theirs = own["settings"], other.get("settings")
@@ -344,6 +345,8 @@ def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", their
     Raises:
         QuietStarError: the two are not of the same texts and tokens, or a loss is missing.
     """
+    if not isinstance(own.get("settings"), dict) or not isinstance(own.get("documents"), list):
+        raise QuietStarError("this is no report of losses: it has no documents and settings")
     settings = own["settings"]
     _check_same(own["documents"], other, {name: settings.get(name) for name in ("window", "max_tokens")})
     rows = list(zip(own["documents"], other["documents"], strict=True))
