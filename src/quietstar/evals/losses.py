@@ -323,7 +323,9 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
 @checked
 def differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Settings that two reports do not share, besides the model and the controls, one sentence each."""
-    mine, theirs = own["settings"], other.get("settings")
+    mine, theirs = own.get("settings"), other.get("settings")
+    if not isinstance(mine, dict):
+        raise QuietStarError("this is no report of losses: it has no settings")
     if not isinstance(theirs, dict):
         return ["the other report has no settings"]
     names = [name for name in {**mine, **theirs} if name not in ("model", "controls")]
