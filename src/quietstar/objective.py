@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.mixing import mix
 from quietstar.sampling import ban
