@@ -247,6 +247,7 @@ def key_names() -> list[str]:
     return settings.key_names(Recipe)
 
 
+@arguments.checked
 def flat(recipe: Recipe) -> dict[str, Any]:
     """{dotted key: value} of a recipe, as plain JSON gives it back."""
     plain = _plain(asdict(recipe))
