@@ -139,7 +139,7 @@ def test_many_groups_of_rows_make_one_parquet_file(store, tmp_path, monkeypatch)
 
 def test_parquet_without_pyarrow_names_the_install_command(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(QuietStarError, match=r'pip install "quietstar\[parquet\]"'):
+    with pytest.raises(QuietStarError, match=r'pip install "\.\[parquet\]"'):
         exchange.export(store, tmp_path / "t.parquet", [store.add(trace())], "parquet")
     assert not (tmp_path / "t.parquet").exists()
 

@@ -227,7 +227,7 @@ def test_resampling_needs_a_text(tiny):
     ("options", "says"),
     [
         (dict(temperature=-1), "temperature must be 0"),
-        (dict(temperature=math.inf), "temperature must be 0"),
+        (dict(temperature=math.inf), "temperature must be a finite number, got inf"),
         (dict(top_p=0), "top_p must be above 0 and at most 1, got 0"),
         (dict(top_p=1.5), "got 1.5"),
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),

@@ -154,7 +154,7 @@ def test_results_as_dictionary_table_and_notebook(tiny):
         (dict(thought_length=-1), "thought_length must be at least 0, got -1"),
         (dict(samples=0), "samples must be at least 1, got 0"),
         (dict(thought_temperature=-0.5), "thought_temperature must be 0"),
-        (dict(thought_temperature=math.nan), "thought_temperature must be 0"),
+        (dict(thought_temperature=math.nan), "thought_temperature must be a finite number, got nan"),
         (dict(samples=2, thought_temperature=0.0), "samples must be 1 when thought_temperature is 0"),
         (dict(control="fill"), "control must be one of"),
         (dict(thoughts=torch.zeros(1, 2, 1, 3, dtype=torch.long)), r"\(1, \d+ or \d+, ..., ...\), got \(1, 2, 1, 3\)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from quietstar import checkpoints
-from quietstar.errors import QuietStarError, first_line
+from quietstar import checkpoints, memory
+from quietstar.arguments import at_least, checked, converted, one_or_more, shown, unknown_option
+from quietstar.errors import QuietStarError, WrongType, first_line
 from quietstar.generation import GenerationSettings, stream_ids
 from quietstar.interventions import Control
 from quietstar.model import QuietStarConfig, ThinkingModel
@@ -26,6 +27,31 @@ REASON_PROMPT = "Let's think step by step."
 ANSWER_PROMPT = "\nTherefore, the answer is"
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[dict[str, str]] | Tensor
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor from a tensor, an array or nested lists of numbers."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise WrongType(f"a tensor of whole numbers is needed, got {shown(value)}") from None
+
+
+def _causal_lm(value: Any) -> Any:
+    """A loaded causal LM, bare or in PEFT's wrapper."""
+    if isinstance(value, torch.nn.Module) and callable(getattr(value, "get_output_embeddings", None)):
+        return value
+    hint = f"; QuietStar.from_pretrained({value!r}) loads one by name" if isinstance(value, (str, Path)) else ""
+    raise WrongType(f"base must be a loaded causal LM, got {shown(value)}{hint}")
+
+
+def _tokenizer(value: Any) -> Any:
+    """A Hugging Face tokenizer, or None."""
+    if value is None or (callable(value) and all(callable(getattr(value, n, None)) for n in ("encode", "decode"))):
+        return value
+    raise WrongType(f"tokenizer must be a loaded Hugging Face tokenizer or None, got {shown(value)}")
 
 
 class Generation(NamedTuple):
@@ -57,6 +83,7 @@ class QuietStar(ThinkingModel):
     # -- loading and saving -------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_pretrained(  # type: ignore[override]
         cls,
         name: str | Path = "default",
@@ -84,8 +111,9 @@ class QuietStar(ThinkingModel):
             QuietStarError: unknown, broken or unreachable model, wrong value.
             UnsupportedModel: a family rows cannot serve, with the reason.
         """
-        if unknown := set(handed_over) - {"config", "adapter_kwargs"}:
-            raise QuietStarError(f"unknown option {sorted(unknown)[0]!r} of from_pretrained")
+        if unknown := sorted(set(handed_over) - {"config", "adapter_kwargs"}):
+            known = ("revision", "dtype", "device", "quantize", "trust_remote_code")
+            raise WrongType(unknown_option(unknown[0], known, " of from_pretrained"))
         model: QuietStar = checkpoints.load(
             cls, str(name), revision=revision, dtype=dtype, device=device, quantize=quantize,
             trust_remote_code=trust_remote_code,
@@ -93,7 +121,14 @@ class QuietStar(ThinkingModel):
         return model
 
     @classmethod
-    def from_base(cls, base: PreTrainedModel, tokenizer: Any = None, *, base_name: str | None = None) -> QuietStar:
+    @checked
+    def from_base(
+        cls,
+        base: Annotated[PreTrainedModel, converted(_causal_lm)],
+        tokenizer: Annotated[Any, converted(_tokenizer)] = None,
+        *,
+        base_name: str | None = None,
+    ) -> QuietStar:
         """Put markers ("---") and an untrained mixing head (w = 0) around a loaded causal LM, which may have adapters.
 
         Without a tokenizer everything works on token ids. `base_name` says where the very same base can be loaded from;
@@ -103,6 +138,7 @@ class QuietStar(ThinkingModel):
         model: QuietStar = checkpoints.fresh(cls, base, tokenizer, base_name)
         return model
 
+    @checked
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | Path,
@@ -135,39 +171,36 @@ class QuietStar(ThinkingModel):
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt, *, raw: bool = False, system: str | None = None,
-               attention_mask: Tensor | None = None) -> tuple[list[list[int]], list[str]]:  # fmt: skip
+    @checked
+    def encode(
+        self,
+        prompt: Annotated[Prompt, converted(lambda prompt: prompt)],
+        *,
+        raw: bool = False,
+        system: str | None = None,
+        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
+        fitting: bool = False,
+    ) -> tuple[list[list[int]], list[str]]:
         """Prompts as token ids and as the text the model reads, one of each a sequence.
 
         A string goes through the chat template where the tokenizer has one (`raw` leaves it out; `system` fills its
-        system turn); a list of {"role", "content"} is a whole conversation; ids are taken as they are.
+        system turn); a list of {"role", "content"} is a whole conversation; ids are taken as they are. With `fitting` a
+        text far beyond the context is refused before all of it is made into tokens.
         """
-        if isinstance(prompt, np.ndarray):
-            prompt = torch.from_numpy(prompt)
-        if isinstance(prompt, Tensor):
-            if prompt.dim() not in (1, 2) or prompt.is_floating_point():
-                raise QuietStarError(f"token ids must have shape (batch, length), got {tuple(prompt.shape)}")
-            rows = prompt if prompt.dim() == 2 else prompt[None]
-            mask = _mask_of(rows, attention_mask)
-            ids = [self._checked(row[keep].tolist()) for row, keep in zip(rows, mask, strict=True)]
+        prompts, _ = _listed(prompt)
+        if isinstance(prompts, Tensor):
+            mask = _mask_of(prompts, attention_mask)
+            ids = [self._checked(row[keep].tolist()) for row, keep in zip(prompts, mask, strict=True)]
             return ids, [self._decode(one) for one in ids]
         if attention_mask is not None:
             raise QuietStarError("attention_mask belongs to a tensor of token ids; texts and lists need none")
-        if isinstance(prompt, str):
-            prompts: list[Any] = [prompt]
-        elif len(prompt) and isinstance(prompt[0], (int, np.integer, dict)):
-            prompts = [prompt]
-        else:
-            prompts = list(prompt)
-        if not prompts:
-            raise QuietStarError("there is no prompt; give at least one")
         texts, ids = [], []
         for one in prompts:
-            if isinstance(one, str) or (len(one) and isinstance(one[0], dict)):
+            if isinstance(one, str) or isinstance(one[0], dict):
                 text = self._render(one, raw, system)
-                encoded = self._encode(text, special=raw or not self.has_chat_template)
+                encoded = self._encode(text, special=raw or not self.has_chat_template, fitting=fitting)
             else:
-                encoded = self._checked([int(token) for token in one])
+                encoded = self._checked(one)
                 text = self._decode(encoded)
             if not encoded:
                 raise QuietStarError("the prompt is empty; give at least one token of text")
@@ -181,10 +214,14 @@ class QuietStar(ThinkingModel):
 
     def _is_chat(self, prompt: Prompt, raw: bool) -> bool:
         """Whether `encode` puts this prompt through a chat template."""
-        first = prompt[0] if isinstance(prompt, (list, tuple)) and prompt else prompt
-        if isinstance(first, (list, tuple)) and first:
-            first = first[0]
-        return isinstance(first, (str, dict)) and not raw and self.has_chat_template
+        listed, _ = _listed(prompt)
+        text = not isinstance(listed, Tensor) and (isinstance(listed[0], str) or isinstance(listed[0][0], dict))
+        return text and not raw and self.has_chat_template
+
+    @staticmethod
+    def _is_conversation(prompt: Prompt) -> bool:
+        listed, _ = _listed(prompt)
+        return not isinstance(listed, Tensor) and isinstance(listed[0][0:1], list) and isinstance(listed[0][0], dict)
 
     def _render(self, prompt: str | list[dict[str, str]], raw: bool, system: str | None) -> str:
         if self.tokenizer is None:
@@ -217,7 +254,7 @@ class QuietStar(ThinkingModel):
             ) from error
         return rendered
 
-    def _encode(self, text: str, special: bool = True) -> list[int]:
+    def _encode(self, text: str, special: bool = True, fitting: bool = False) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -225,6 +262,21 @@ class QuietStar(ThinkingModel):
                 f"the text is not Unicode: character {error.start} is half of a surrogate pair; decode it anew with "
                 'errors="replace"'
             ) from error
+        limit = self.context_limit
+        if fitting and limit is not None:
+            part = 64 * limit  # most texts have less than 64 characters a token; for one that has more, look further
+            while part < len(text):
+                found = len(self._ids(text[:part], special))
+                if found > 2 * limit:
+                    raise QuietStarError(
+                        f"the text has {len(text)} characters, its first {part} alone are {found} tokens, but the "
+                        f"context is {limit} tokens; shorten it"
+                    )
+                part *= 4
+        memory.check(len(text) * memory.TOKENISING, f"making {len(text)} characters into tokens", "give a shorter text")
+        return self._ids(text, special)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return self.check_ids(ids)
 
@@ -251,14 +303,15 @@ class QuietStar(ThinkingModel):
                 raise QuietStarError(f"token id must be from 0 to {self.vocabulary - 1}, got {token}")
         return ids
 
+    @checked
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Annotated[Prompt, converted(lambda prompt: prompt)],
         *,
         raw: bool = False,
         system: str | None = None,
-        attention_mask: Tensor | None = None,
-        thoughts: Tensor | None = None,
+        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
+        thoughts: Annotated[Tensor | None, converted(_tensor)] = None,
         settings: GenerationSettings | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -274,7 +327,7 @@ class QuietStar(ThinkingModel):
             QuietStarError: a wrong value, an empty prompt, a prompt longer than the context.
         """
         settings = _settings(settings, options)
-        ids, texts = self.encode(prompt, raw=raw, system=system, attention_mask=attention_mask)
+        ids, texts = self.encode(prompt, raw=raw, system=system, attention_mask=attention_mask, fitting=True)
         if thoughts is not None:
             thoughts = self._forced(thoughts)
             settings = replace(settings, samples=thoughts.shape[2],
@@ -293,7 +346,14 @@ class QuietStar(ThinkingModel):
             self._last_ids = trace.ids
             yield event
 
-    def generate(self, prompt: Prompt | None = None, *, input_ids: Tensor | None = None, **options: Any) -> Any:
+    @checked
+    def generate(
+        self,
+        prompt: Annotated[Prompt | None, converted(lambda prompt: prompt)] = None,
+        *,
+        input_ids: Annotated[Tensor | None, converted(lambda ids: ids)] = None,
+        **options: Any,
+    ) -> Any:
         """Generate and return text and trace, `Generation(text, trace)`; a list of them for several prompts.
 
         Takes what `stream` takes; `input_ids` is another name of `prompt`, for what a
@@ -303,16 +363,11 @@ class QuietStar(ThinkingModel):
             raise QuietStarError("give a prompt (text or token ids), once")
         prompt = input_ids if prompt is None else prompt
         assert prompt is not None
-        if isinstance(prompt, np.ndarray):
-            prompt = torch.from_numpy(prompt)
+        _, single = _listed(prompt)
         done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompt, **options))]
-        single = (
-            isinstance(prompt, str)
-            or (isinstance(prompt, Tensor) and prompt.dim() == 1)
-            or (isinstance(prompt, Sequence) and isinstance(prompt[0], (int, np.integer, dict)))
-        )
-        return done[0] if single or (isinstance(prompt, Tensor) and len(done) == 1) else done
+        return done[0] if single else done
 
+    @checked
     def reason_then_answer(
         self,
         prompt: str,
@@ -321,7 +376,7 @@ class QuietStar(ThinkingModel):
         system: str | None = None,
         reason_prompt: str = REASON_PROMPT,
         answer_prompt: str = ANSWER_PROMPT,
-        answer_tokens: int = 16,
+        answer_tokens: Annotated[int, at_least(1)] = 16,
         settings: GenerationSettings | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -329,10 +384,8 @@ class QuietStar(ThinkingModel):
 
         The `start` event of each says its phase, "reason" or "answer"; thoughts happen in both.
         """
-        if answer_tokens < 1:
-            raise QuietStarError(f"answer_tokens must be at least 1, got {answer_tokens}")
         settings = _settings(settings, options)
-        ids, texts = self.encode(prompt, raw=raw, system=system)
+        ids, texts = self.encode(prompt, raw=raw, system=system, fitting=True)
         chat = self._is_chat(prompt, raw)
         lead = reason_prompt if texts[0].endswith("\n") else "\n" + reason_prompt
         first = [ids[0] + self._encode(lead, special=False)]
@@ -360,18 +413,19 @@ class QuietStar(ThinkingModel):
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
+    @checked
     def score(
         self,
-        text: Prompt,
+        text: Annotated[Prompt, converted(lambda prompt: prompt)],
         *,
-        attention_mask: Tensor | None = None,
+        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
         thought_length: int | None = None,
         samples: int = 1,
         thought_temperature: float | None = None,
         seed: int = 0,
-        thoughts: Tensor | None = None,
+        thoughts: Annotated[Tensor | None, converted(_tensor)] = None,
         control: str | Control = "own",
-        controls: Sequence[str | Control] = (),
+        controls: Annotated[Sequence[str | Control], one_or_more()] = (),
         mixing_weight: float | None = None,
     ) -> Score:
         """Think at every position of a known text at once and compare the predictions of its true next tokens.
@@ -383,18 +437,15 @@ class QuietStar(ThinkingModel):
             seed: same seed, same thoughts.
             thoughts: token ids (batch, positions, samples, T) to think instead; N - 1 positions or N (last unused).
             control: what stands in the place of the own thoughts. controls: further ones, on the same thoughts, found
-                in the result's `controls`.
+                in the result's `controls`; a single text is one control.
             mixing_weight: a fixed w in place of the mixing head's.
 
         Returns:
             Score; position i predicts token i + 1. Arrays keep the padding side of `attention_mask`.
         """
-        if isinstance(text, np.ndarray):
-            text = torch.from_numpy(text)
-        if isinstance(text, (str, list)) and text and isinstance(text if isinstance(text, str) else text[0], str):
-            rows = [self._encode(self._render(one, True, None)) for one in ([text] if isinstance(text, str) else text)]
-        else:
-            rows, _ = self.encode(text, raw=True, attention_mask=attention_mask)
+        if self._is_conversation(text):
+            raise WrongType("a conversation cannot be scored; give a text, or token ids")
+        rows, _ = self.encode(text, raw=True, attention_mask=attention_mask, fitting=True)
         if min(map(len, rows)) < 2:
             raise QuietStarError("a text needs at least two tokens to be scored: each position predicts the next one")
         shifts, width = _padding(text, attention_mask, rows)
@@ -405,7 +456,11 @@ class QuietStar(ThinkingModel):
             mask[b, : len(row)] = True
         if thoughts is not None:
             thoughts = self._forced(thoughts, lowest=-1)  # -1 is padding, as in a score's own thoughts
-            if thoughts.shape[0] != len(rows) or thoughts.shape[1] not in (width - 1, width):
+            if (
+                0 in thoughts.shape[2:3]
+                or thoughts.shape[0] != len(rows)
+                or thoughts.shape[1] not in (width - 1, width)
+            ):
                 raise QuietStarError(
                     f"thoughts must have shape (batch, positions, samples, T) = ({len(rows)}, {width - 1} or {width}, "
                     f"..., ...), got {tuple(thoughts.shape)}"
@@ -421,12 +476,13 @@ class QuietStar(ThinkingModel):
         )  # fmt: skip
         return score.shifted(shifts)
 
+    @checked
     def resample(
         self,
         position: int,
         n: int | None = None,
         *,
-        of: str | Trace | Generation | Sequence[int] | None = None,
+        of: Annotated[str | Trace | Generation | Sequence[int] | None, converted(lambda of: of)] = None,
         **options: Any,
     ) -> Resampled:
         """Think n times at one position of a text and tell what each thought does to the next token.
@@ -437,6 +493,8 @@ class QuietStar(ThinkingModel):
             of: a text, token ids, trace or generation; the text last generated or scored when left out.
             options: thought_length, thought_temperature (1), seed, control, mixing_weight, thoughts (n, T), show.
         """
+        if unknown := sorted(set(options) - _RESAMPLING):
+            raise WrongType(unknown_option(unknown[0], _RESAMPLING, " of resample"))
         if isinstance(of, Generation):
             of = of.trace
         if of is None:
@@ -446,18 +504,19 @@ class QuietStar(ThinkingModel):
         elif isinstance(of, Trace):
             ids = of.ids
         else:
-            ids = self.encode(of, raw=True)[0][0]
+            ids = self.encode(of, raw=True, fitting=True)[0][0]
         if options.get("thoughts") is not None:
-            given = torch.as_tensor(options["thoughts"])
-            if given.dim() != 2 or n not in (None, given.shape[0]):
-                raise QuietStarError(f"thoughts must have shape (n, T) with n = {n or 'any'}, got {tuple(given.shape)}")
+            given = _tensor(options["thoughts"])
+            if given is None or given.dim() != 2 or n not in (None, given.shape[0]):
+                raise QuietStarError(
+                    f"thoughts must have shape (n, T) with n = {n or 'any'}, got {shown(options['thoughts'])}"
+                )
             options["thoughts"], n = self._forced(given[None, None])[0, 0], given.shape[0]
         return resample_ids(self, list(ids), position, 8 if n is None else n, **options)
 
     def _forced(self, thoughts: Tensor, lowest: int = 0) -> Tensor:
         """Check the form and ids of thoughts given from outside."""
-        thoughts = torch.as_tensor(thoughts)
-        if thoughts.dim() != 4 or thoughts.is_floating_point():
+        if thoughts.dim() != 4 or not _is_whole(thoughts):
             raise QuietStarError(
                 f"thoughts must be token ids of shape (batch, positions, samples, T), got {tuple(thoughts.shape)} "
                 f"of {thoughts.dtype}"
@@ -488,22 +547,83 @@ class QuietStar(ThinkingModel):
         return output
 
 
+_RESAMPLING = {
+    "thought_length", "thought_temperature", "seed", "control", "mixing_weight", "thoughts", "show",
+}  # fmt: skip
+
+
 def _settings(settings: GenerationSettings | None, options: dict[str, Any]) -> GenerationSettings:
-    known = set(GenerationSettings.__dataclass_fields__)
-    if unknown := set(options) - known:
-        raise QuietStarError(f"unknown option {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
-    return replace(settings, **options) if settings is not None else GenerationSettings(**options)
+    if settings is None:
+        return GenerationSettings(**options)
+    known = GenerationSettings.__dataclass_fields__  # type: ignore[attr-defined]
+    if unknown := [name for name in options if name not in known]:
+        raise WrongType(unknown_option(unknown[0], known))
+    return replace(settings, **options)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _listed(prompt: Any) -> tuple[Any, bool]:
+    """Prompts as a tensor (B, N) of token ids, or as a list with a text, a conversation or a list of ids for each.
+
+    The second value tells whether one prompt was given by itself, not in a list.
+    """
+    if isinstance(prompt, np.ndarray):
+        prompt = _tensor(prompt)
+    if isinstance(prompt, Tensor):
+        if prompt.dim() not in (1, 2) or not _is_whole(prompt):
+            raise WrongType(
+                f"token ids must be whole numbers of shape (batch, length), got {tuple(prompt.shape)} of {prompt.dtype}"
+            )
+        if not prompt.numel():
+            raise QuietStarError("the prompt is empty; give at least one token of text")
+        rows = prompt if prompt.dim() == 2 else prompt[None]
+        return rows.long(), prompt.dim() == 1 or len(rows) == 1
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+        raise WrongType(f"prompt must be text, a list of texts, a conversation or token ids, got {shown(prompt)}")
+    if not prompt:
+        raise QuietStarError("there is no prompt; give at least one")
+    if isinstance(prompt[0], dict) or _is_id(prompt[0]):
+        return [_one(prompt)], True
+    return [_one(each) for each in prompt], False
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _one(prompt: Any) -> Any:
+    """One prompt of a list: a text, a conversation, or ids as Python integers."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, (np.ndarray, Tensor)):
+        prompt = prompt.tolist()
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
+        if not prompt:
+            raise QuietStarError("the prompt is empty; give at least one token of text")
+        if all(map(_is_id, prompt)):
+            return [int(token) for token in prompt]
+        turns = [isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt]
+        if all(turns) and all(isinstance(turn.get("content"), str) for turn in prompt):
+            return list(prompt)
+        if isinstance(prompt[0], dict):
+            raise WrongType('a turn of a conversation must be {"role": text, "content": text}, got ' + shown(prompt))
+    raise WrongType(f"a prompt must be text, a conversation or a list of token ids, got {shown(prompt)}")
 
 
 def _asked(prompt: Prompt, count: int) -> list[str]:
     """What a person typed for each of `count` sequences: a text itself, the last user turn of a conversation, or ""."""
-    if isinstance(prompt, (Tensor, np.ndarray)):
+    several, _ = _listed(prompt)
+    if isinstance(several, Tensor):
         return [""] * count
-    several: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], (int, np.integer, dict)) else prompt
     out = []
     for one in several:
-        turns = [turn for turn in one if isinstance(turn, dict) and turn.get("role") == "user"]
-        out.append(one if isinstance(one, str) else str(turns[-1].get("content", "")) if turns else "")
+        turns = [turn for turn in one if isinstance(turn, dict) and turn["role"] == "user"]
+        out.append(one if isinstance(one, str) else turns[-1]["content"] if turns else "")
     return out
 
 
@@ -511,8 +631,7 @@ def _mask_of(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """True at real tokens, (B, N) like `ids`; refuses a mask of another shape or with holes."""
     if attention_mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    mask = torch.as_tensor(attention_mask)
-    mask = mask if mask.dim() == 2 else mask[None]
+    mask = attention_mask if attention_mask.dim() == 2 else attention_mask[None]
     if mask.shape != ids.shape:
         raise QuietStarError(f"attention_mask has shape {tuple(mask.shape)}, but the ids {tuple(ids.shape)}")
     mask = mask.bool()
@@ -524,9 +643,10 @@ def _mask_of(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) -> tuple[list[int], int]:
     """How far each sequence is shifted to the right by padding on the left, and the width of the batch."""
+    text, _ = _listed(text)
     if not isinstance(text, Tensor):
         return [0] * len(rows), max(map(len, rows))
-    mask = _mask_of(text if text.dim() == 2 else text[None], attention_mask)
+    mask = _mask_of(text, attention_mask)
     return mask.int().argmax(1).tolist(), text.shape[-1]
 
 

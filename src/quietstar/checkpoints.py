@@ -35,6 +35,7 @@ from transformers.utils import cached_file, logging
 
 from quietstar import adapters, default_model, families, gguf_files, model_files
 from quietstar.errors import QuietStarError, first_line
+from quietstar.extras import install
 from quietstar.folders import clear, finish, replacing
 from quietstar.identity import VERSION, fingerprint, fingerprint_1
 from quietstar.model import QuietStarConfig, ThinkingModel
@@ -311,7 +312,7 @@ def _quantization(kind: str) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise QuietStarError('--quantize needs bitsandbytes: pip install "quietstar[quantize]"') from error
+        raise QuietStarError(f"--quantize needs bitsandbytes; {install('quantize')}") from error
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_4bit=kind == "4bit", load_in_8bit=kind == "8bit", bnb_4bit_quant_type="nf4")

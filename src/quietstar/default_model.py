@@ -44,7 +44,8 @@ def cache_folder() -> Path:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    clear = "\r\x1b[2K" if sys.stderr is not None and sys.stderr.isatty() else ""  # a line of status may stand there
+    print(f"{clear}{text}", file=sys.stderr, flush=True)
 
 
 def folder(say: Callable[[str], None] = _say) -> Path:

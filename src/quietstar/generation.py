@@ -12,16 +12,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from quietstar import speculation
+from quietstar import memory, speculation
 from quietstar._version import __version__
+from quietstar.arguments import at_least, between, converted, one_or_more, rule
+from quietstar.arguments import settings as settings_class
 from quietstar.errors import QuietStarError
 from quietstar.identity import identify, versions
 from quietstar.interventions import Control
@@ -32,11 +35,14 @@ from quietstar.scoring import check_thinking, default_temperature
 from quietstar.scratchpad.trace import SCHEMA_VERSION, Event, Start, TokenEvent
 from quietstar.speaking import Speaker
 from quietstar.speculation import GUESSES, LONGEST, Pace, Site, guess
+from quietstar.suppression import Suppression
 from quietstar.thinking import Prediction, Thinker
 from quietstar.triggers import Moment, Trigger
 
+MOST_SHOWN = 1000  # candidates a thought event may name
 
-@dataclass
+
+@settings_class
 class GenerationSettings:
     """How to think and speak; recorded whole in the `start` event.
 
@@ -57,38 +63,24 @@ class GenerationSettings:
             the same; below, rounding may decide between equally good tokens otherwise. See `speculation`.
     """
 
-    thought_length: int | None = None
-    samples: int = 1
-    trigger: str = "always"
-    control: str = "own"
-    temperature: float = 0.0
-    top_p: float = 1.0
-    thought_temperature: float | None = None
-    max_new_tokens: int = 128
+    thought_length: Annotated[int, at_least(0)] | None = None
+    samples: Annotated[int, at_least(1)] = 1
+    trigger: Annotated[str | Trigger, converted(lambda text: str(Trigger.parse(text)), str, Trigger)] = "always"
+    control: Annotated[str | Control, converted(lambda text: str(Control.parse(text)), str, Control)] = "own"
+    temperature: Annotated[float, rule(lambda x: x >= 0, "be 0 (greedy) or above")] = 0.0
+    top_p: Annotated[float, rule(lambda x: 0 < x <= 1, "be above 0 and at most 1")] = 1.0
+    thought_temperature: Annotated[float, rule(lambda x: x >= 0, "be 0 (greedy) or above")] | None = None
+    max_new_tokens: Annotated[int, at_least(1)] = 128
     seed: int = 0
-    stop: Sequence[str] = field(default_factory=tuple)
+    stop: Annotated[Sequence[str], rule(lambda texts: "" not in texts, "not be an empty string"), one_or_more()] = ()
     stop_ids: Sequence[int] | None = None
     mixing_weight: float | None = None
-    show: int = 5
-    speculate: int | str = "auto"
+    show: Annotated[int, between(1, MOST_SHOWN)] = 5
+    speculate: Annotated[int | str, converted(speculation.parse)] = "auto"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise QuietStarError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise QuietStarError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise QuietStarError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.show < 1:
-            raise QuietStarError(f"show must be at least 1, got {self.show}")
-        if isinstance(self.stop, str):
-            self.stop = (self.stop,)
-        if "" in self.stop:
-            raise QuietStarError("stop must not be an empty string")
+        self.stop = tuple(self.stop)
         check_thinking(self.thought_length or 0, self.samples, self.thought_temperature, self.mixing_weight)
-        self.trigger = str(Trigger.parse(self.trigger))
-        self.control = str(Control.parse(self.control))
-        self.speculate = speculation.parse(self.speculate)
 
 
 def stream_ids(
@@ -161,8 +153,15 @@ class _Run:
             )
         for ids in prompts:
             self.thinker.check(ids)
+        drafts = speculation.MOST_DRAFTS if settings.speculate == speculation.AUTO else int(settings.speculate)
+        places = len(prompts) * min(drafts + 1, settings.max_new_tokens)
+        memory.thinking(
+            model, [len(ids) for ids in prompts], places * settings.samples, length, samples=settings.samples,
+            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts", kept=12 * length,
+        )  # fmt: skip
         self.limit = model.context_limit or math.inf
         self.stop_ids = frozenset(model_stop_ids(model) if settings.stop_ids is None else settings.stop_ids)
+        self.suppression = suppression_of(model, self.stop_ids)
         self.speakers = [Speaker(model.tokenizer, list(ids), tuple(settings.stop), b) for b, ids in enumerate(prompts)]
         self.sites: list[list[Site]] = [[] for _ in prompts]
         self.recent: list[deque[list[int]]] = [deque(maxlen=8) for _ in prompts]  # thoughts, as a source of guesses
@@ -236,7 +235,13 @@ class _Run:
         if settings.temperature > 0:
             drawn = clocks(settings.seed, TOKEN, sequence, position, vocabulary=raw_MV.shape[-1])
             clocks_MV = torch.from_numpy(drawn).to(model.device)
-        draft = self._pick(ban(raw_MV, model.config.marker_ids), clocks_MV)
+        free_MV = ban(raw_MV, model.config.marker_ids)
+        if self.suppression:
+            texts = [s.ids + [x.draft for x in self.sites[s.sequence]] + tokens[s][1 : n + 1] for s, n in ahead]
+            free_MV = self.suppression.apply(
+                free_MV, texts, [len(text) - s.prompt_length for text, (s, _) in zip(texts, ahead, strict=True)]
+            )
+        draft = self._pick(free_MV, clocks_MV)
         true: list[int] = []
         for m, (speaker, n) in enumerate(ahead):
             if n == 0 or (true[-1:] == [m - 1] and draft[m - 1] == tokens[speaker][n]):
@@ -336,7 +341,10 @@ class _Run:
                 speaker.think(event)
                 self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())
                 thoughts += 1
-                token = self._pick(mixed_V[None], None if site.clocks is None else site.clocks[None])[0]
+                allowed_1V = mixed_V[None]
+                if self.suppression:
+                    allowed_1V = self.suppression.apply(allowed_1V, [speaker.ids], [speaker.emitted])
+                token = self._pick(allowed_1V, None if site.clocks is None else site.clocks[None])[0]
                 event.base_logprob, event.mixed_logprob, event.only_logprob = torch.stack(
                     [base_V[token], mixed_V[token], only_V[token]]
                 ).tolist()
@@ -370,6 +378,18 @@ class _Run:
         elif speaker.reason is None and last:
             speaker.reason = "length"
         return out
+
+
+def suppression_of(model: ThinkingModel, stop_ids: frozenset[int]) -> Suppression:
+    """What the base's generation config forbids to say; its settings that are not used are named in one warning."""
+    config = getattr(model.decoder_lm, "generation_config", None)
+    found = Suppression.of(config, model.vocabulary, tuple(stop_ids))
+    if found.unused:
+        warnings.warn(
+            f"settings of the model's generation_config.json that quietstar does not use: {', '.join(found.unused)}",
+            stacklevel=2,
+        )
+    return found
 
 
 def model_stop_ids(model: ThinkingModel) -> list[int]:

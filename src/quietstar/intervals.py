@@ -7,8 +7,12 @@ of.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+
+from quietstar.arguments import any_whole, checked
+from quietstar.errors import QuietStarError
 
 RESAMPLES = 2000
 FEWEST = 5  # groups; a bootstrap over fewer says nothing
@@ -23,8 +27,13 @@ class Interval:
     high: float | None
 
 
-def bootstrap(values: np.ndarray, groups: np.ndarray, where: np.ndarray | None = None, seed: int = 0) -> Interval:
+@checked
+def bootstrap(
+    values: np.ndarray, groups: np.ndarray, where: np.ndarray | None = None, seed: Annotated[int, any_whole()] = 0
+) -> Interval:
     """Mean of `values` with a 95 % percentile bootstrap interval over whole groups, if there are enough."""
+    if values.shape != groups.shape or values.ndim != 1 or not len(values):
+        raise QuietStarError(f"values and groups must be of one length, got {values.shape} and {groups.shape}")
     from scipy import stats  # takes half a second, which nobody waits for who only reads
 
     if where is not None:

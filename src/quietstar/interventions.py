@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quietstar.arguments import INT64, checked, shown
 from quietstar.errors import QuietStarError
 from quietstar.sampling import CONTROL, uniforms
 
@@ -37,16 +38,17 @@ class Control:
     keep: int | None = None
 
     @classmethod
+    @checked
     def parse(cls, text: str | Control) -> Control:
         """Read "own", "none", "filler", "shuffled", "donor", "only" or "truncated:J"."""
         if isinstance(text, Control):
             return text
-        found = re.fullmatch(r"truncated[:(](\d+)\)?", text.strip())
-        if found:
+        found = re.fullmatch(r"truncated[:(](\d{1,19})\)?", text.strip(), re.ASCII)
+        if found and int(found[1]) < INT64:
             return cls("truncated", int(found[1]))
         if text not in NAMES or text == "truncated":
             allowed = ", ".join(name if name != "truncated" else "truncated:J" for name in NAMES)
-            raise QuietStarError(f"control must be one of {allowed}; got {text!r}")
+            raise QuietStarError(f"control must be one of {allowed}; got {shown(text)}")
         return cls(text)
 
     def __str__(self) -> str:

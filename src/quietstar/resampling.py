@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from quietstar import memory
+from quietstar.arguments import at_least, checked
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, ThinkingModel, chunks
@@ -19,6 +21,7 @@ from quietstar.text import visible
 from quietstar.thinking import Thinker
 
 
+@checked
 @dataclass
 class Resampled:
     """n thoughts at one position and what each does to the next token.
@@ -68,6 +71,7 @@ class Resampled:
         return html
 
 
+@checked
 @torch.inference_mode()
 def resample_ids(
     model: ThinkingModel,
@@ -75,7 +79,7 @@ def resample_ids(
     position: int,
     n: int,
     *,
-    thought_length: int | None = None,
+    thought_length: Annotated[int, at_least(0)] | None = None,
     thought_temperature: float = 1.0,
     seed: int = 0,
     control: str | Control = "own",
@@ -83,7 +87,7 @@ def resample_ids(
     thoughts: Tensor | None = None,
     prefix: Prefix | None = None,
     hidden: Tensor | None = None,
-    show: int = 5,
+    show: Annotated[int, at_least(1)] = 5,
 ) -> Resampled:
     """Think n times at one position of a text; see `QuietStar.resample`. `prefix`, `hidden` spare reading it."""
     if not 0 <= position < len(ids):
@@ -105,6 +109,8 @@ def resample_ids(
     )  # fmt: skip
     context = ids[: position + 1]
     thinker.check(context)
+    memory.thinking(model, [len(context)], n, thinker.length, samples=n, advice="ask for fewer thoughts (n)",
+                    kept=2 * show * memory.CHOICE)  # fmt: skip
     if prefix is None or hidden is None:
         prefix, hidden_1NE = model.read(torch.tensor([context], device=model.device))
         hidden = hidden_1NE[:, -1]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quietstar import interventions
+from quietstar import interventions, memory
+from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
@@ -27,6 +28,7 @@ _STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at 
 _MOST_ROWS = 256
 
 
+@checked
 @dataclass
 class Score:
     """Predictions of a text's true next tokens; position i predicts token i + 1. All in nats.
@@ -73,19 +75,28 @@ class Score:
         """(B, N - 1) True where a real token predicts a real token."""
         return self.mask[:, 1:] & self.mask[:, :-1]
 
-    def loss(self, which: str = "mixed") -> float:
+    def loss(self, which: Literal["base", "mixed", "thought"] = "mixed") -> float:
         """Mean loss over all real targets in nats: "base", "mixed" or "thought"."""
         values: Tensor = getattr(self, f"{which}_logprobs")
         return float(-values[self.real].mean())
 
     def thought_text(self, sequence: int, position: int, sample: int = 0) -> str:
         """One thought as text, read behind the text up to its column."""
+        for name, value, count in zip(
+            ("sequence", "position", "sample"), (sequence, position, sample), self.thoughts.shape, strict=False
+        ):
+            if not 0 <= value < count:
+                raise QuietStarError(f"{name} must be from 0 to {count - 1}, got {value}")
         ids = self.thoughts[sequence, position, sample]
         context = self.ids[sequence, self._span(sequence).start : position + 1].tolist()
         return text_of(self.tokenizer, ids[ids >= 0].tolist(), context)
 
     def shifted(self, shifts: list[int]) -> Score:
         """The same score with sequence b moved to the right by `shifts[b]` columns of padding."""
+        if len(shifts) != len(self.ids):
+            raise QuietStarError(
+                f"shifts must have one number for each of {len(self.ids)} sequences, got {len(shifts)}"
+            )
         if any(shifts):
             for name, value in vars(self).items():
                 if isinstance(value, Tensor):
@@ -173,6 +184,11 @@ def score_ids(
     check_thinking(length, samples, thought_temperature, mixing_weight)
     temperature = default_temperature(thought_temperature, samples)
     model.check_fits(max(lengths), length)
+    memory.thinking(
+        model, lengths, samples * sum(lengths), length, samples=samples,
+        advice="give fewer samples, shorter thoughts or less text at once",
+        kept=(1 + len(controls)) * (12 * length + 40),
+    )  # fmt: skip
     prefix, base_BNE = model.read(ids, lengths)
     place = Place.every(lengths, samples, ids.device)
     wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
@@ -241,7 +257,7 @@ def check_thinking(length: int, samples: int, temperature: float | None, mixing_
         raise QuietStarError(f"samples must be at least 1, got {samples}")
     if temperature is not None and (not np.isfinite(temperature) or temperature < 0):
         raise QuietStarError(f"thought_temperature must be 0 (greedy) or above, got {temperature}")
-    if mixing_weight is not None and not np.isfinite(mixing_weight):
+    if mixing_weight is not None and not abs(mixing_weight) < torch.finfo(torch.float32).max:
         raise QuietStarError(f"mixing_weight must be a finite number, got {mixing_weight}")
     if temperature == 0 and samples > 1:
         raise QuietStarError(

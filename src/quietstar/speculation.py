@@ -15,14 +15,17 @@ nothing about models.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from quietstar.arguments import shown
 from quietstar.errors import QuietStarError
 
 AUTO = "auto"
+MOST_FIXED = 4096  # drafts that a person may ask for
 MOST_DRAFTS = 31  # of auto: with the position itself 32, whose logits make one chunk (model.UNEMBED_ROWS)
 ROW_COST = 0.03  # what one more row adds to a pass, in passes over one row (`quietstar bench generate`: 0.031)
 GUESSES = 8  # most tokens guessed at once
@@ -54,15 +57,16 @@ def parse(speculate: int | str) -> int | str:
     Raises:
         QuietStarError: anything else.
     """
-    if speculate == AUTO:
+    if isinstance(speculate, str) and speculate == AUTO:
         return AUTO
     try:
-        number = int(speculate) if not isinstance(speculate, float) else -1
-    except (TypeError, ValueError):
+        number = int(speculate) if isinstance(speculate, str) else operator.index(speculate)
+    except (TypeError, ValueError, RuntimeError):
         number = -1
-    if number < 0:
+    if isinstance(speculate, bool) or not 0 <= number <= MOST_FIXED:
         raise QuietStarError(
-            f"speculate must be 0 (one by one), a number of drafted tokens, or auto; got {speculate!r}"
+            f"speculate must be 0 (one by one), a number of drafted tokens, or auto; got {shown(speculate)} "
+            f"(at most {MOST_FIXED})"
         )
     return number
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quietstar.arguments import checked, shown
 from quietstar.errors import QuietStarError
 from quietstar.sampling import TRIGGER, entropy, uniforms
 
@@ -84,6 +85,7 @@ class Trigger:
     alternatives: tuple[tuple[Rule, ...], ...]
 
     @classmethod
+    @checked
     def parse(cls, text: str | Trigger) -> Trigger:
         """Read an expression such as "weight(0.05) | random(0.02)".
 
@@ -129,12 +131,12 @@ def _rule(text: str) -> Rule:
     if not found or found[1] not in _NUMBERS:
         near = difflib.get_close_matches(found[1] if found else text.strip(), _NUMBERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise QuietStarError(f"unknown trigger {text.strip()!r}; {hint}{_allowed()}")
+        raise QuietStarError(f"unknown trigger {shown(text.strip())}; {hint}{_allowed()}")
     name, given = found[1], found[2]
     limits = _NUMBERS[name]
     if limits is None:
         if given is not None:
-            raise QuietStarError(f"trigger {name!r} takes no number, got {given!r}")
+            raise QuietStarError(f"trigger {name!r} takes no number, got {shown(given)}")
         return Rule(name)
     if given is None:
         raise QuietStarError(f"trigger {name!r} needs a number, as in {name}({'4' if name == 'every' else '0.05'})")
@@ -144,5 +146,5 @@ def _rule(text: str) -> Rule:
         number = math.nan
     if not limits[0] <= number <= limits[1] or math.isinf(number) or (name == "every" and number != int(number)):
         kind = "a whole number" if name == "every" else "a number"
-        raise QuietStarError(f"trigger {name!r} needs {kind} from {limits[0]:g} to {limits[1]:g}, got {given!r}")
+        raise QuietStarError(f"trigger {name!r} needs {kind} from {limits[0]:g} to {limits[1]:g}, got {shown(given)}")
     return Rule(name, number)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quietstar.cli import options
+from quietstar.cli.status import Status
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Measure what thinking costs on this machine, as ratios against plain transformers taken in one run."""
     if context.invoked_subcommand is not None:
         return
-    thinker = options.load(model, dtype, device, None)
+    with Status(as_json) as status:
+        thinker = options.load(model, dtype, device, None, threads=threads, status=status)
     from quietstar.evals.bench import run
 
     with _telling(as_json, _print) as tell:
@@ -60,9 +63,11 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Measure a training step against plain forward and backward over as many token positions, and its peak memory."""
-    thinker = options.load(model, dtype, device, None)
+    with Status(as_json) as status:
+        thinker = options.load(model, dtype, device, None, threads=threads, status=status)
     from quietstar.evals.bench_train import run
 
     with _telling(as_json, _print) as tell:
@@ -114,6 +119,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Measure generation: plain, thinking one by one, and thinking speculatively, taken in turn in one run.
 
@@ -124,7 +130,8 @@ def generate(
 
     speculation.parse(speculate)
     sizes = [_numbers("--contexts", contexts), _numbers("--thought-lengths", thought_lengths)]
-    thinker = options.load(model, dtype, device, None)
+    with Status(as_json) as status:
+        thinker = options.load(model, dtype, device, None, threads=threads, status=status)
     from quietstar.evals.bench_generate import run
 
     with _telling(as_json, _print_generate) as tell:

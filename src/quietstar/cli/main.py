@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, plot, runs, score, show, signals, stats, tasks, think, train, view
+from quietstar.cli import bench, options, plot, runs, score, show, signals, stats, tasks, think, train, view
 from quietstar.errors import QuietStarError
 
 app = typer.Typer(
@@ -48,12 +49,19 @@ def root(
 
 
 def main() -> None:
-    """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    """Run a command.
+
+    Exit codes: 0 done; 1 the system failed in a way nobody foresaw (a file, memory, an encoding); 2 a wrong value, file
+    or request, or nothing left of disk or memory; 70 a fault in quietstar itself; 130 Ctrl-C. All but 0 are one line on
+    stderr; QUIETSTAR_TRACEBACK=1 shows the traceback of 1 and 70.
+    """
     if hasattr(sys.stdout, "reconfigure"):  # a terminal without some character shows its code instead
         sys.stdout.reconfigure(errors="backslashreplace")
     signals.end_on_signals()
     try:
-        code = app(prog_name="quietstar", standalone_mode=False)
+        command = typer.main.get_command(app)
+        options.guard(command)
+        code = command(prog_name="quietstar", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk can still be told
     except QuietStarError as error:
@@ -67,17 +75,35 @@ def main() -> None:
         code = 130
     except RuntimeError as error:  # torch tells a lack of memory so
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
-            raise
+            _unexpected(error)
         _leave("quietstar: out of memory; give a shorter text, fewer --samples or a shorter --thought-length", 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            _unexpected(error)
         _leave("quietstar: no space left on the disk; free some and try again", 2)
     except MemoryError:
         _leave("quietstar: out of memory; try a shorter text, --thought-length or --samples smaller", 2)
+    except Exception as error:
+        _unexpected(error)
     if code == 130:
         _leave("quietstar: interrupted; what was finished is above", 130)
     raise SystemExit(code if isinstance(code, int) else 0)  # a command's own value is no exit code
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    """Tell an error that nobody foresaw in one line; a fault of the system is code 1, any other is ours, code 70."""
+    if os.environ.get("QUIETSTAR_TRACEBACK"):
+        raise error
+    cause: BaseException | None = error
+    while cause is not None:  # a library may turn Ctrl-C into an error of its own
+        if isinstance(cause, KeyboardInterrupt):
+            _leave("quietstar: interrupted; what was finished is above", 130)
+        cause = cause.__cause__ or cause.__context__
+    system = isinstance(error, (OSError, UnicodeError, OverflowError, RecursionError))
+    what = "unexpected error" if system else "internal error, please report it"
+    text = " ".join(str(error).split())[:500]
+    hint = "QUIETSTAR_TRACEBACK=1 shows where"
+    _leave(f"quietstar: {what}: {type(error).__name__}: {text} ({hint})", 1 if system else 70)
 
 
 def _flush() -> None:
@@ -92,7 +118,8 @@ def _flush() -> None:
 
 def _leave(line: str, code: int) -> NoReturn:
     _flush()
-    print(" ".join(line.split()), file=sys.stderr)
+    line = " ".join(line.split()).encode("utf-8", errors="backslashreplace").decode()
+    print(line, file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from quietstar import jsontext
+from quietstar import arguments, jsontext
+from quietstar.errors import QuietStarError
+from quietstar.text import visible
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
@@ -56,6 +59,61 @@ Db = Annotated[
     str | None,
     typer.Option("--db", metavar="FILE", help="The record [$QUIETSTAR_DB, or record.db in the user's data folder]."),
 ]
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=1024, metavar="N",
+        help="CPU threads [$OMP_NUM_THREADS, or the cores that are free; 1 for very small models].",
+    ),
+]  # fmt: skip
+_PATHS = ("FILE", "FOLDER", "RECIPE")  # metavars of parameters that name files
+
+
+def guard(command: Any) -> None:
+    """Check what is typed for every parameter of a command and its subcommands, before the command sees it.
+
+    Whole numbers must fit 64 bits, numbers must be finite, text must be UTF-8 without NUL, and names of files must be
+    ones that a file can have. Only a prompt may hold undecodable bytes: it replaces them itself.
+    """
+    for parameter in command.params:
+        _guard(parameter)
+    for inner in getattr(command, "commands", {}).values():
+        guard(inner)
+
+
+def _guard(parameter: Any) -> None:
+    convert = parameter.process_value
+    names = [name for name in parameter.opts if name.startswith("--")] or [parameter.metavar or parameter.name]
+
+    def process_value(context: Any, value: Any) -> Any:
+        words = value if isinstance(value, (list, tuple)) else [value]
+        if parameter.metavar != "PROMPT":
+            for word in words:
+                if isinstance(word, str):
+                    check_text(word, names[0])
+        value = convert(context, value)
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise QuietStarError(f"{names[0]} must be a whole number of at most 64 bits")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise QuietStarError(f"{names[0]} must be a finite number, got {one}")
+            if isinstance(one, str) and (parameter.metavar in _PATHS or parameter.name == "model"):
+                arguments.usable(one, names[0])
+        return value
+
+    parameter.process_value = process_value
+
+
+def check_text(word: str, what: str) -> None:
+    """Refuse a word of the command line that is no UTF-8 text or contains NUL."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise QuietStarError(f"{what} must be UTF-8 text, got {arguments.shown(word)}") from None
+    if "\0" in word:
+        raise QuietStarError(f"{what} must not contain a NUL character, got {arguments.shown(word)}")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -118,10 +176,18 @@ def quiet() -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
 
 
-def load(model: str, dtype: str, device: str, quantize: str | None) -> QuietStar:
-    """The model a command asked for."""
+def load(
+    model: str, dtype: str, device: str, quantize: str | None, *, threads: int | None = None,
+    status: Callable[[str], None] = lambda text: None,
+) -> QuietStar:  # fmt: skip
+    """The model a command asked for, computing with `threads` threads; `status` is told what takes long."""
+    status("loading the libraries")
     quiet()
 
+    from quietstar import threads as threading_
     from quietstar.api import QuietStar
 
-    return QuietStar.from_pretrained(model, dtype=dtype, device=device, quantize=quantize)
+    status(f"loading the model {visible(model)}")
+    loaded = QuietStar.from_pretrained(model, dtype=dtype, device=device, quantize=quantize)
+    threading_.use(threads, loaded.config.hidden_size)
+    return loaded

@@ -11,7 +11,9 @@ from quietstar.errors import QuietStarError
 
 
 def plot(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of training runs; several are compared.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="FOLDER", help="Folders of training runs; several are compared.")
+    ],
     out: Annotated[
         str | None, typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf file [RUN/curves.png].")
     ] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quietstar.cli import options
+from quietstar.cli.status import Status
 
 if TYPE_CHECKING:
     from quietstar.evals.losses import LossReport
@@ -55,6 +56,7 @@ def score(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     quantize: options.Quantize = None,
+    threads: options.Threads = None,
 ) -> None:
     """Think at every position of texts and tell how well the true next tokens are predicted.
 
@@ -75,7 +77,8 @@ def score(
         print(f"note: {note}", file=sys.stderr)
     documents = found.documents
     other = None if against is None else _report_of(against)
-    thinker = options.load(model, dtype, device, quantize)
+    with Status(as_json) as status:
+        thinker = options.load(model, dtype, device, quantize, threads=threads, status=status)
     if other is not None:
         check_comparable(thinker, documents, other, window=window, max_tokens=max_tokens)
 

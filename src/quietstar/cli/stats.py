@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quietstar.cli import options, recording
+from quietstar.cli.status import Status
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def stats(
     ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    threads: options.Threads = None,
     db: options.Db = None,
 ) -> None:
     """Tell whether thoughts were used, helped, and what they are made of, with 95 % intervals.
@@ -51,7 +53,7 @@ def stats(
             what = f"no run has the tag {tag!r}" if tag else f"{store.path} has no runs yet"
             raise QuietStarError(f"{what}; `quietstar runs` lists them")
         if measure:
-            _measure(store, runs, model, dtype, device)
+            _measure(store, runs, model, dtype, device, threads)
         if each:
             for run in runs:
                 _each(store, run)
@@ -72,7 +74,7 @@ def stats(
             print("--measure adds compute and content effect, early answering, garble and the base's continuation")
 
 
-def _measure(store: Store, runs: list[str], model: str | None, dtype: str, device: str) -> None:
+def _measure(store: Store, runs: list[str], model: str | None, dtype: str, device: str, threads: int | None) -> None:
     """Measure run by run, each kept as soon as it is done."""
     from quietstar.evals import thoughts
 
@@ -81,7 +83,9 @@ def _measure(store: Store, runs: list[str], model: str | None, dtype: str, devic
         trace = store.trace(run)
         name = model or trace.start.model
         if name not in loaded:
-            loaded = {name: options.load(name, trace.start.dtype if dtype == "auto" else dtype, device, None)}
+            with Status() as status:
+                kind = trace.start.dtype if dtype == "auto" else dtype
+                loaded = {name: options.load(name, kind, device, None, threads=threads, status=status)}
         print(f"measuring {run} ({number} of {len(runs)}), {len(trace.thoughts)} thoughts", file=sys.stderr, flush=True)
         store.measure(run, thoughts.measure(loaded[name], trace))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quietstar.cli import options, recording
+from quietstar.cli.status import Status
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def think(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     quantize: options.Quantize = None,
+    threads: options.Threads = None,
 ) -> None:
     """Ask a language model something and read what it thought before each word.
 
@@ -99,7 +101,9 @@ def think(
         top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
         stop=tuple(stop), mixing_weight=mixing_weight, speculate=speculate,
     )  # fmt: skip
-    thinker = options.load(model, dtype, device, quantize)
+    status = Status(quiet or as_json)
+    with status:
+        thinker = options.load(model, dtype, device, quantize, threads=threads, status=status)
     if reason_then_answer:
         from quietstar.api import ANSWER_PROMPT, REASON_PROMPT
 
@@ -110,6 +114,7 @@ def think(
         )  # fmt: skip
     else:
         events = thinker.stream(prompt, raw=raw, system=system, settings=settings)
+    events = _told(events, status)
     if recorder is not None:
         events = recorder.record(events)
     interrupted = False
@@ -126,6 +131,7 @@ def think(
             except KeyboardInterrupt:
                 interrupted = True
     finally:
+        status.clear()
         if recorder is not None:
             recorder.close()
     again = recording.finish(recorder, db, model)
@@ -135,6 +141,17 @@ def think(
         print(again, file=sys.stderr)
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _told(events: Iterator[Event], status: Status) -> Iterator[Event]:
+    """Pass events on; while none comes after a start, tell what is being done."""
+    from quietstar.scratchpad.trace import Start
+
+    for event in events:
+        status.clear()
+        yield event
+        if isinstance(event, Start):
+            status("reading the prompt and thinking")
 
 
 def _prompt(given: str | None) -> str:

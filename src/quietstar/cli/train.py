@@ -39,12 +39,14 @@ def train(
         bool, typer.Option("--overwrite", help="Remove the run that is in the folder and begin anew.")
     ] = False,
     device: options.Device = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Train markers, mixing head and an adapter (or all weights) so that thoughts help to predict the text.
 
     Every key of the recipe can be given as a flag: --optimizer.steps 50 --data.train my.jsonl. The run's folder (key
     "out") gets the whole recipe, log.jsonl, checkpoints, and the finished model in "model".
     """
+    from quietstar import threads as threads_
     from quietstar.training import recipe as recipes
 
     overrides = _overrides(context.args)
@@ -56,6 +58,7 @@ def train(
             f"which recipe? give a YAML file or one of {', '.join(recipes.PRESETS)}; --print-recipe PRESET prints one"
         )
     chosen = recipes.load(recipe, overrides)
+    threads_.use(threads)
     run(chosen, resume, None if device == "auto" else device, overwrite)
 
 
@@ -169,10 +172,12 @@ def _overrides(words: list[str]) -> list[tuple[str, str]]:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise QuietStarError(f"unexpected argument {word!r}; keys of the recipe are flags: --optimizer.steps 50")
+        options.check_text(word, "a key of the recipe")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if not rest:
                 raise QuietStarError(f"--{key} needs a value")
             value = rest.pop(0)
+        options.check_text(value, f"--{key}")
         found.append((key.replace("-", "_"), value))
     return found

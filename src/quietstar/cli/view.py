@@ -30,6 +30,7 @@ def view(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     quantize: options.Quantize = None,
+    threads: options.Threads = None,
 ) -> None:
     """Look at the record in a browser: read thoughts in their place, change one, ask.
 
@@ -55,7 +56,7 @@ def view(
         place = f"#/run/{store.find(run)}" if run is not None else ""
         live = None
         if not look and store.writable:
-            live = Live(model, lambda: options.load(model, dtype, device, quantize))
+            live = Live(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
 
         def ready(address: str) -> None:
             typer.echo(f"{address}{place}  (Ctrl-C ends it)")

@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quietstar import framing
+from quietstar.arguments import checked, one_or_more
 from quietstar.documents import Document
 from quietstar.errors import QuietStarError
 from quietstar.intervals import RESAMPLES, Interval, bootstrap
@@ -114,11 +115,12 @@ def _encode(
     return encoded, skipped
 
 
+@checked
 def evaluate(
     model: QuietStar,
     documents: Sequence[Document],
     *,
-    controls: Sequence[str] = CONTROLS,
+    controls: Annotated[Sequence[str], one_or_more()] = CONTROLS,
     window: int = 512,
     max_tokens: int | None = None,
     thought_length: int | None = None,
@@ -159,7 +161,7 @@ def evaluate(
                 score = model.score(
                     piece, controls=controls, thought_length=thought_length, samples=samples,
                     thought_temperature=thought_temperature, mixing_weight=mixing_weight,
-                    seed=seed + start + (number << 24),  # other draws in every window of every document
+                    seed=_wrapped(seed + start + (number << 24)),  # other draws in every window of every document
                 )  # fmt: skip
                 columns = {name: values[max(0, begin - 1) :] for name, values in _columns(score).items()}
                 found.append(columns | {"document": np.full(len(columns["base"]), number)})
@@ -185,6 +187,11 @@ def evaluate(
     return report
 
 
+def _wrapped(seed: int) -> int:
+    """The seed of 64 bits that draws the same numbers."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
 def _columns(score: Score) -> dict[str, np.ndarray]:
     """The numbers of one text as columns, one entry a predicted token."""
     columns = {
@@ -205,8 +212,11 @@ def _continues(score: Score) -> Tensor:
     return same_BNPT.float().sum(-1).mean(-1) / inside_NT.sum(-1).clamp_min(1)
 
 
+@checked
 def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Differences per token in nats, above zero where the thought helps; see `LossReport`."""
+    if missing := {"base", "own"} - set(table):
+        raise QuietStarError(f"the table has no losses of {sorted(missing)[0]!r}")
     found = {"own gain": table["base"] - table["own"]}
     if "filler" in table:
         found["compute"] = table["base"] - table["filler"]
@@ -310,9 +320,12 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
             )
 
 
+@checked
 def differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Settings that two reports do not share, besides the model and the controls, one sentence each."""
-    mine, theirs = own["settings"], other.get("settings")
+    mine, theirs = own.get("settings"), other.get("settings")
+    if not isinstance(mine, dict):
+        raise QuietStarError("this is no report of losses: it has no settings")
     if not isinstance(theirs, dict):
         return ["the other report has no settings"]
     names = [name for name in {**mine, **theirs} if name not in ("model", "controls")]
@@ -323,6 +336,7 @@ def differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
+@checked
 def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", theirs: str = "base") -> Interval:
     """Loss of another model less this one's on the same documents, per token: above 0 where this one is better.
 
@@ -333,6 +347,8 @@ def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", their
     Raises:
         QuietStarError: the two are not of the same texts and tokens, or a loss is missing.
     """
+    if not isinstance(own.get("settings"), dict) or not isinstance(own.get("documents"), list):
+        raise QuietStarError("this is no report of losses: it has no documents and settings")
     settings = own["settings"]
     _check_same(own["documents"], other, {name: settings.get(name) for name in ("window", "max_tokens")})
     rows = list(zip(own["documents"], other["documents"], strict=True))
@@ -344,6 +360,7 @@ def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", their
     return bootstrap(np.repeat(each, tokens), np.repeat(np.arange(len(rows)), tokens))
 
 
+@checked
 def names_of(text: str) -> Iterable[str]:
     """Control names from a comma-separated list, "none" for no control at all."""
     return [] if text.strip() in ("", "none") else [name.strip() for name in text.split(",")]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quietstar import interventions
+from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.identity import VERSION, identify
 from quietstar.interventions import Control
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Values = dict[str, float]
 
 
+@checked
 def check_same(model: QuietStar, trace: Trace, told: str) -> None:
     """Refuse a run that other weights made; `told` says what to do.
 
@@ -44,6 +46,7 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
         )
 
 
+@checked
 def forced_weight(trace: Trace) -> float | None:
     """The mixing weight the run had forced on it, None where the head chose."""
     settings = trace.start.settings
@@ -53,6 +56,7 @@ def forced_weight(trace: Trace) -> float | None:
 
 
 @torch.inference_mode()
+@checked
 def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda: None) -> dict[int, Values]:
     """Measure the thoughts of a run, by position; `Store.measure` keeps them.
 

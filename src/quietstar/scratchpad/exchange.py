@@ -23,7 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
+from quietstar.extras import install
 from quietstar.scratchpad import schema
 from quietstar.scratchpad.columns import insert, plain, real, to_json
 from quietstar.scratchpad.entries import Intervention
@@ -64,6 +66,7 @@ class Line:
 # -- export -----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def export(store: Store, path: str | Path, runs: Sequence[str], format: str, table: str = "thoughts") -> int:
     """Write runs to a file; returns how many.
 
@@ -87,6 +90,7 @@ def export(store: Store, path: str | Path, runs: Sequence[str], format: str, tab
     return len(runs)
 
 
+@checked
 def line(store: Store, run: str) -> dict[str, Any]:
     """One run as a line of JSON holds it."""
     entry, trace = store.run(run), store.trace(run)
@@ -128,7 +132,7 @@ def _write_parquet(store: Store, file: IO[bytes], runs: Iterable[str], table: st
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise QuietStarError('Parquet needs pyarrow: pip install "quietstar[parquet]"') from error
+        raise QuietStarError(f"Parquet needs pyarrow; {install('parquet')}") from error
     kinds = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
     top = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
     lists: dict[str, tuple[Any, Callable[[Any], Any]]] = {  # JSON lists become lists
@@ -212,6 +216,7 @@ class Imported:
     present: list[str] = field(default_factory=list)
 
 
+@checked
 def load(store: Store, path: str | Path) -> Imported:
     """Read runs from JSON lines that `export` wrote; all of them or, where the file is damaged, none.
 

@@ -6,8 +6,9 @@ Reads through a `Store`; every number is counted by SQLite.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from quietstar.arguments import between, checked
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad import search
 from quietstar.scratchpad.search import MEASURES
@@ -27,16 +28,15 @@ class Histogram:
     undefined: int
 
 
-def histogram(store: Store, measure: str, bins: int = 40, **chosen: Any) -> Histogram:
+@checked
+def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000)] = 40, **chosen: Any) -> Histogram:
     """How a measure is spread over thoughts; `chosen` are the filters of `Store.thoughts`.
 
     Raises:
-        QuietStarError: an unknown measure or filter value, bins below 1.
+        QuietStarError: an unknown measure or filter value, bins not from 1 to 10,000.
     """
     if measure not in MEASURES:
         raise QuietStarError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
-    if bins < 1:
-        raise QuietStarError(f"bins must be at least 1, got {bins}")
     where, values = search.of_thoughts(store, **chosen)
     source = f"FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where}"
     value = MEASURES[measure]
@@ -56,6 +56,7 @@ def histogram(store: Store, measure: str, bins: int = 40, **chosen: Any) -> Hist
     return Histogram(low or 0.0, high or 0.0, counts, count, count - known)
 
 
+@checked
 def facets(store: Store) -> dict[str, list[str]]:
     """What thoughts and runs can be filtered by: the models, triggers, controls and tags that occur."""
     asked = {
@@ -68,6 +69,7 @@ def facets(store: Store) -> dict[str, list[str]]:
     }
 
 
+@checked
 def continued(store: Store, run: str) -> list[str]:
     """The runs that go on from this one."""
     return [row["id"] for row in store.select("SELECT id FROM runs WHERE continues = ? ORDER BY number", [run])]

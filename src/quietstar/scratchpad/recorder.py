@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from quietstar.arguments import checked
 from quietstar.scratchpad import columns, schema
 from quietstar.scratchpad.columns import Statement, insert
 from quietstar.scratchpad.trace import End, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
@@ -93,6 +94,7 @@ class RunWriter:
         return self.add(End(self.sequence, "interrupted", self.text, self.tokens, self.thoughts, seconds))
 
 
+@checked
 class Recorder:
     """Writes events to a store as they come; make one with `Store.recorder`.
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from quietstar.arguments import any_text, checked, of_numbers
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad.columns import plain
 
@@ -76,9 +77,10 @@ class Names(Protocol):
     def find(self, name: str) -> str: ...
 
 
+@checked
 def of_thoughts(
     names: Names,
-    query: str = "",
+    query: Annotated[str, any_text()] = "",
     *,
     run: str | None = None,
     tag: str | None = None,
@@ -86,8 +88,8 @@ def of_thoughts(
     trigger: str | None = None,
     control: str | None = None,
     flipped: bool | None = None,
-    least: Mapping[str, float] | None = None,
-    most: Mapping[str, float] | None = None,
+    least: Annotated[Mapping[str, float], of_numbers()] | None = None,
+    most: Annotated[Mapping[str, float], of_numbers()] | None = None,
 ) -> tuple[str, list[Any]]:
     """The WHERE clause over `thoughts t` and `runs r` for the filters of `Store.thoughts`, and its values."""
     conditions, values = in_thoughts(query)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.intervals import FEWEST, bootstrap
 from quietstar.scratchpad.store import Store
@@ -78,6 +79,7 @@ class Statistic:
 # -- single thoughts --------------------------------------------------------------------------------------------------
 
 
+@checked
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common subsequence: tokens of both in the same order, gaps allowed."""
     row = [0] * (len(b) + 1)
@@ -88,21 +90,25 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return row[-1]
 
 
+@checked
 def overlap(thought: Sequence[int], text: Sequence[int]) -> float | None:
     """Share of the thought's tokens that stand in `text` in the same order (ROUGE-L recall, Lin 2004), 0 to 1."""
     return common(thought, text) / len(thought) if thought and text else None
 
 
+@checked
 def similarity(a: Sequence[int], b: Sequence[int]) -> float | None:
     """2 common(a, b) / (|a| + |b|), 0 to 1; 1 for equal thoughts."""
     return 2 * common(a, b) / (len(a) + len(b)) if a and b else None
 
 
+@checked
 def repetition(thought: Sequence[int]) -> float | None:
     """Share of tokens that stood in the thought before: 1 - distinct / length."""
     return 1 - len(set(thought)) / len(thought) if thought else None
 
 
+@checked
 def log_odds(logprob: float) -> float:
     """log p - log(1 - p), nats."""
     logprob = min(logprob, _CERTAIN)
@@ -186,6 +192,7 @@ MEASURES: dict[str, Measure] = {
 # -- over thoughts ----------------------------------------------------------------------------------------------------
 
 
+@checked
 def of_trace(trace: Trace, measured: Mapping[int, Measured] | None = None) -> dict[str, list[float | None]]:
     """Every measure of every thought of a run, in the order of its thoughts; None where a measure has no value.
 
@@ -202,6 +209,7 @@ def of_trace(trace: Trace, measured: Mapping[int, Measured] | None = None) -> di
     }
 
 
+@checked
 def over(runs: Iterable[tuple[Trace, Mapping[int, Measured]]]) -> list[Statistic]:
     """Statistics over the thoughts of some runs; measures without a single value are left out.
 
@@ -219,6 +227,7 @@ def over(runs: Iterable[tuple[Trace, Mapping[int, Measured]]]) -> list[Statistic
     return [_statistic(MEASURES[name], found, stretches[name]) for name, found in values.items() if found]
 
 
+@checked
 def of_runs(store: Store, *names: str) -> list[Statistic]:
     """Statistics over the thoughts of recorded runs.
 
@@ -230,6 +239,7 @@ def of_runs(store: Store, *names: str) -> list[Statistic]:
     return over((store.trace(name), store.measured(name)) for name in names)
 
 
+@checked
 def early_answering(measured: Iterable[Measured]) -> dict[str, list[float]]:
     """The curve behind the area: share of thoughts whose next token is settled after j tokens, j = 0 .. |T|.
 
@@ -248,6 +258,7 @@ def early_answering(measured: Iterable[Measured]) -> dict[str, list[float]]:
     return curves
 
 
+@checked
 def area_over(same: Sequence[float]) -> float:
     """1 - area under a curve at equal steps from 0 to 1, by trapezoids."""
     if len(same) < 2:

@@ -13,8 +13,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from quietstar.arguments import any_text, checked
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad import columns, schema, search
 from quietstar.scratchpad.columns import Statement, insert
@@ -39,6 +40,7 @@ class _Held:
         self.db.close()
 
 
+@checked
 class Store:
     """All recorded runs of one file.
 
@@ -87,7 +89,12 @@ class Store:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def runs(
-        self, query: str = "", *, tag: str | None = None, limit: int | None = None, after: str | None = None
+        self,
+        query: Annotated[str, any_text()] = "",
+        *,
+        tag: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> Iterator[Run]:
         """Runs, newest first, fetched by pages as they are asked for.
 
@@ -179,7 +186,7 @@ class Store:
 
     def thoughts(
         self,
-        query: str = "",
+        query: Annotated[str, any_text()] = "",
         *,
         run: str | None = None,
         tag: str | None = None,
@@ -263,7 +270,7 @@ class Store:
         self.change(statements)
         return writer.run
 
-    def tag(self, name: str, *tags: str) -> None:
+    def tag(self, name: str, *tags: Annotated[str, any_text()]) -> None:
         """Give a run tags; those it has stay."""
         run = self.find(name)
         self.change([("INSERT OR IGNORE INTO tags (run, tag) VALUES (?, ?)", [run, checked_tag(tag)]) for tag in tags])
@@ -276,7 +283,7 @@ class Store:
                 raise QuietStarError(f"run {entry.id} has no tag {tag!r}; it has: {', '.join(entry.tags) or 'none'}")
         self.change([("DELETE FROM tags WHERE run = ? AND tag = ?", [entry.id, tag]) for tag in tags])
 
-    def note(self, name: str, text: str) -> None:
+    def note(self, name: str, text: Annotated[str, any_text()]) -> None:
         """Write a note on a run in place of the one it has; "" takes it away."""
         self.change([("UPDATE runs SET note = ? WHERE id = ?", [columns.plain(text), self.find(name)])])
 
@@ -329,7 +336,7 @@ class Store:
             for key, value in values.items()
         )
 
-    def continued_with(self, number: int, text: str) -> None:
+    def continued_with(self, number: int, text: Annotated[str, any_text()]) -> None:
         """Write down the text that followed an intervention, known by its number."""
         self.change([("UPDATE interventions SET continuation = ? WHERE number = ?", [columns.plain(text), number])])
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from quietstar.arguments import checked
+
 SCHEMA_VERSION = 4
 
 
@@ -197,6 +199,7 @@ class End(Event):
     accepted: int = 0
 
 
+@checked
 @dataclass
 class Trace:
     """Everything recorded about one generated text.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quietstar.errors import QuietStarError
+from quietstar.extras import install
 
 _SMOOTH = 8  # steps of the moving average drawn over the noise of single batches
 
@@ -46,7 +47,7 @@ def draw(logs: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise QuietStarError('drawing needs matplotlib: pip install "quietstar[plot]"') from error
+        raise QuietStarError(f"drawing needs matplotlib; {install('plot')}") from error
     panels = [
         (title, unit, keys) for title, unit, keys in PANELS
         if any(points(lines, key)[0] for lines in logs.values() for key, _ in keys)

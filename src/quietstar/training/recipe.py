@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from quietstar import settings
+from quietstar import arguments, settings
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.settings import BelowOne, Count, Positive, Schedule, Text, Texts, Weight, Whole, checked
@@ -166,6 +166,7 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
+@arguments.checked
 def preset(name: str) -> Recipe:
     """A recipe that comes with the package.
 
@@ -185,6 +186,7 @@ def _preset(name: str) -> dict[str, Any]:
     return found
 
 
+@arguments.checked
 def load(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """A recipe from a YAML file or the name of a preset, with keys such as "optimizer.steps" overridden.
 
@@ -228,6 +230,7 @@ def _put(raw: dict[str, Any], key: str, text: str) -> None:
     where[last] = value
 
 
+@arguments.checked
 def from_mapping(raw: Any, where: str) -> Recipe:
     """A recipe from plain Python, as YAML gives it; what is not named keeps its default.
 
@@ -244,6 +247,7 @@ def key_names() -> list[str]:
     return settings.key_names(Recipe)
 
 
+@arguments.checked
 def flat(recipe: Recipe) -> dict[str, Any]:
     """{dotted key: value} of a recipe, as plain JSON gives it back."""
     plain = _plain(asdict(recipe))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quietstar._version import __version__
+from quietstar.arguments import checked
 from quietstar.scratchpad.columns import to_json
 from quietstar.scratchpad.exchange import complete
 from quietstar.scratchpad.store import Store
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from quietstar.scratchpad.trace import Trace
 
 
+@checked
 def write(store: Store, path: str | Path, runs: Sequence[str]) -> int:
     """Write runs as one HTML file, or to standard output for "-"; returns how many. The file appears when complete.
 
@@ -36,6 +38,7 @@ def write(store: Store, path: str | Path, runs: Sequence[str]) -> int:
     return len(runs)
 
 
+@checked
 def page(store: Store, runs: Sequence[str]) -> str:
     """The HTML of a page over some runs."""
     data = to_json(_data(store, [store.find(run) for run in runs])).replace("<", "\\u003c")
@@ -54,6 +57,7 @@ def page(store: Store, runs: Sequence[str]) -> str:
     )
 
 
+@checked
 def notebook(trace: Trace) -> str:
     """A trace as a notebook shows it: the page of its run, in a frame that cannot touch the notebook."""
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "record.db") as store:
