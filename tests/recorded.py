@@ -6,7 +6,17 @@ import random
 
 from hypothesis import strategies as st
 
-from quietstar.scratchpad.trace import Choice, End, Identity, Sample, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.scratchpad.trace import (
+    Choice,
+    End,
+    Identity,
+    NoiseFloor,
+    Sample,
+    Start,
+    ThoughtEvent,
+    TokenEvent,
+    Trace,
+)
 
 
 def start(*prompts: str, **changes) -> Start:
@@ -78,6 +88,8 @@ def traces(draw) -> Trace:
         ),
         sequence,
     )  # fmt: skip
+    if draw(st.booleans()):
+        made.add(NoiseFloor(draw(st.integers(1, 8)), draw(_REAL), draw(_REAL), draw(_REAL)))
     position = draw(st.integers(0, 3))
     for _ in range(draw(st.integers(0, 3))):
         if thinks := draw(st.booleans()):

@@ -5,9 +5,19 @@ import json
 
 import torch
 
-from quietstar.scratchpad.trace import SCHEMA_VERSION, Choice, End, Sample, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.scratchpad.trace import (
+    SCHEMA_VERSION,
+    Choice,
+    End,
+    NoiseFloor,
+    Sample,
+    Start,
+    ThoughtEvent,
+    TokenEvent,
+    Trace,
+)
 
-# The keys of every frame under schema version 3. A change here needs a new SCHEMA_VERSION and a note in the changelog.
+# The keys of every frame under schema version 4. A change here needs a new SCHEMA_VERSION and a note in the changelog.
 FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
               "chat", "settings", "phase", "identity", "versions",
@@ -24,7 +34,7 @@ IDENTITY = ["revision", "base_revision", "base_hash", "head_hash", "adapter", "a
 
 
 def test_frames_are_pinned(tiny):
-    assert SCHEMA_VERSION == 3
+    assert SCHEMA_VERSION == 4
     seen = {}
     for event in tiny.stream("the", max_new_tokens=3, thought_length=2, stop_ids=[]):
         frame = json.loads(json.dumps(event.to_dict()))
@@ -65,6 +75,18 @@ def test_the_most_influential_come_first():
     assert [t.kl for t in trace.most_influential()] == [0.4, 0.2]
     assert len(trace.most_influential(1)) == 1
     assert len(trace.to_pandas()) == 2
+
+
+def test_the_noise_floor_stands_before_the_first_thought_and_ranks():
+    trace = hostile()
+    assert trace.noise is None and all(map(trace.above_noise, trace.thoughts))
+    trace.add(NoiseFloor(8, 0.2, 0.01, 0.001))
+    assert [e.event for e in trace.events] == ["start", "noise", "thought", "token", "thought"]
+    assert [trace.above_noise(t) for t in trace.thoughts] == [False, True]  # 0.2 is no more than rounding
+    assert trace.to_dict()["noise"] == {"event": "noise", "places": 8, "kl": 0.2, "logprob": 0.01, "weight": 0.001}
+    assert Trace.collect(trace.events) == [trace]
+    bare = Trace(trace.start, noise=trace.noise)
+    assert [e.event for e in bare.events] == ["start", "noise"]
 
 
 def test_a_trace_is_whole_even_when_cut_off():

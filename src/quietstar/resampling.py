@@ -14,7 +14,7 @@ from quietstar.model import UNEMBED_ROWS, ThinkingModel, chunks
 from quietstar.rows import Prefix
 from quietstar.sampling import kl_divergence
 from quietstar.scoring import check_thinking, default_temperature
-from quietstar.scratchpad.trace import Choice
+from quietstar.scratchpad.trace import Choice, NoiseFloor
 from quietstar.text import visible
 from quietstar.thinking import Thinker
 
@@ -27,6 +27,7 @@ class Resampled:
         position: the place; thoughts: (n, T) tokens; texts: the same as text; token_logprobs: (n, T).
         mixing_weight: (n,) w. kl: (n,) KL(mixed || base) in nats. flipped: (n,) argmax changed.
         base, mixed, only: likeliest next tokens without a thought, and with / from only each thought.
+        noise: what rounding alone changes in these numbers.
     """
 
     position: int
@@ -40,10 +41,12 @@ class Resampled:
     base: list[Choice]
     mixed: list[list[Choice]]
     only: list[list[Choice]]
+    noise: NoiseFloor | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
-        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}
+        out = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}
+        return out | {"noise": None if self.noise is None else self.noise.to_dict()}
 
     def to_pandas(self) -> Any:
         """A data frame with one row a thought."""

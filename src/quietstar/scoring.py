@@ -20,6 +20,7 @@ from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
 from quietstar.sampling import average, entropy, kl_divergence
+from quietstar.scratchpad.trace import NoiseFloor
 from quietstar.text import pieces, text_of, visible
 
 _STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
@@ -47,6 +48,7 @@ class Score:
         sample_mixed_logprobs: (B, N - 1, P) as mixed_logprobs, each sample alone.
         control: which control these numbers belong to ("own" unless asked).
         controls: further controls computed on the same thoughts, by name.
+        noise: what rounding alone changes in these numbers; None where nothing was thought.
     """
 
     ids: Tensor
@@ -63,6 +65,7 @@ class Score:
     sample_mixed_logprobs: Tensor
     control: str = "own"
     controls: dict[str, Score] = field(default_factory=dict)
+    noise: NoiseFloor | None = None
     tokenizer: Any = field(default=None, repr=False)
 
     @property
@@ -99,7 +102,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python: one list a sequence, padding left out."""
-        out: dict[str, Any] = {"control": self.control, "sequences": []}
+        noise = None if self.noise is None else self.noise.to_dict()
+        out: dict[str, Any] = {"control": self.control, "noise": noise, "sequences": []}
         for b in range(self.ids.shape[0]):
             span = self._span(b)
             row: dict[str, Any] = {"ids": self.ids[b, span].tolist()}

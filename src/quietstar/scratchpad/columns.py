@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from quietstar.scratchpad.trace import Choice, End, Identity, Sample, Start, ThoughtEvent, TokenEvent
+from quietstar.scratchpad.trace import Choice, End, Identity, NoiseFloor, Sample, Start, ThoughtEvent, TokenEvent
 
 Row = sqlite3.Row
 Statement = tuple[str, Sequence[Any]]
@@ -120,6 +120,23 @@ def end_of(row: Row) -> End | None:
         row["sequence"], row["reason"], row["text"], row["tokens"], row["thoughts"], number(row["seconds"]),
         row["drafted"] or 0, row["accepted"] or 0,
     )  # fmt: skip
+
+
+def noise_row(event: NoiseFloor) -> dict[str, Any]:
+    """The noise floor as columns of `runs`."""
+    return {
+        "noise_places": event.places, "noise_kl": real(event.kl), "noise_logprob": real(event.logprob),
+        "noise_weight": real(event.weight),
+    }  # fmt: skip
+
+
+def noise_of(row: Row) -> NoiseFloor | None:
+    """The noise floor again, None where the run has none."""
+    if row["noise_places"] is None:
+        return None
+    return NoiseFloor(
+        row["noise_places"], number(row["noise_kl"]), number(row["noise_logprob"]), number(row["noise_weight"])
+    )
 
 
 # -- tokens and thoughts ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from quietstar.scratchpad import columns, schema
 from quietstar.scratchpad.columns import Statement, insert
-from quietstar.scratchpad.trace import End, Event, Start, ThoughtEvent, TokenEvent
+from quietstar.scratchpad.trace import End, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
 
 if TYPE_CHECKING:
     from quietstar.scratchpad.store import Store
@@ -74,6 +74,10 @@ class RunWriter:
             self.text += event.text
             self.tail = (self.tail + event.text)[-CONTEXT:]
             return [insert("tokens", columns.token_row(self.run, event))]
+        if isinstance(event, NoiseFloor):
+            row = columns.noise_row(event)
+            change = f"UPDATE runs SET {', '.join(f'{name} = ?' for name in row)} WHERE id = ?"
+            return [(change, [*row.values(), self.run])]
         if isinstance(event, End):
             self.ended = True
             change = (
@@ -126,9 +130,9 @@ class Recorder:
         if isinstance(event, Start):
             self._start(event)
         else:
-            writer = self._writers.get(getattr(event, "sequence", -1))
-            if writer is not None:
-                self._pending += writer.add(event)
+            for sequence, writer in self._writers.items():
+                if getattr(event, "sequence", sequence) == sequence:  # an event without one is of the whole batch
+                    self._pending += writer.add(event)
         self._flush(patient=isinstance(event, (Start, End)))
 
     def close(self) -> None:

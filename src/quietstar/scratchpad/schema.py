@@ -196,9 +196,16 @@ SELECT t.run, r.started, r.model, r.base, r.asked, t.position, t.context, t.text
 FROM thoughts t JOIN runs r ON r.id = t.run;
 """
 
+_NOISE = """
+ALTER TABLE runs ADD COLUMN noise_kl REAL;       -- largest change of KL(mixed || base) by rounding alone, nats
+ALTER TABLE runs ADD COLUMN noise_logprob REAL;  -- of a log-probability, nats
+ALTER TABLE runs ADD COLUMN noise_weight REAL;   -- of the mixing weight w
+ALTER TABLE runs ADD COLUMN noise_places INTEGER;  -- places read twice to find out; NULL where nobody did
+"""
+
 # One script a version: the script at index v brings a file from version v to v + 1. Add, never change: files made by
 # every release are out there (tests/test_schema.py keeps one of each).
-MIGRATIONS: list[str] = [_FIRST, _MEASURES]
+MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE]
 
 TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
 

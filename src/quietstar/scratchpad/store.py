@@ -146,6 +146,7 @@ class Store:
             start=columns.start_of(row, batch), sequence=sequence,
             thoughts=[columns.thought_of(one, samples.get(one["position"], ()), sequence) for one in thoughts],
             tokens=[columns.token_of(one, sequence) for one in tokens], end=columns.end_of(row),
+            noise=columns.noise_of(row),
         )  # fmt: skip
 
     def thought(self, name: str, position: int) -> ThoughtEvent:

@@ -3,16 +3,18 @@
 Every event is a small dataclass with a `to_dict`; the keys of each frame are pinned by tests/test_trace.py under
 `SCHEMA_VERSION`. Knows tokens, texts and numbers; knows nothing about models or how anything is drawn.
 
-Order of events: one `start`, then for each emitted token an optional `thought` and a `token`, then an `end` each.
+Order of events: one `start`, then for each emitted token an optional `thought` and a `token`, then an `end` each; one
+`noise` stands before the first thought of a run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass
@@ -144,6 +146,25 @@ class ThoughtEvent(Event):
 
 
 @dataclass
+class NoiseFloor(Event):
+    """How far the numbers of a run move by rounding alone: what reading the same places in another batch shape changes.
+
+    Args:
+        places: how many places were read twice.
+        kl: nats; largest change of KL(mixed || base) between the two readings.
+        logprob: nats; largest change of a log-probability of the likeliest tokens, without, with or from only a
+            thought.
+        weight: largest change of the mixing weight w.
+    """
+
+    event: ClassVar[str] = "noise"
+    places: int
+    kl: float
+    logprob: float
+    weight: float
+
+
+@dataclass
 class TokenEvent(Event):
     """One emitted token. `text` is what it completes ("" inside a character); `logprob` under the mixed prediction."""
 
@@ -183,6 +204,7 @@ class Trace:
     Args:
         start: the settings. sequence: which prompt of the batch this is.
         thoughts: where the model thought. tokens: what it said. end: how it ended, None while running.
+        noise: what rounding alone changes in this run; None without thoughts, and in records of schema 3 and before.
     """
 
     start: Start
@@ -190,6 +212,7 @@ class Trace:
     thoughts: list[ThoughtEvent] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     end: End | None = None
+    noise: NoiseFloor | None = None
 
     def add(self, event: Event) -> None:
         """Take in one event of this sequence; others are ignored."""
@@ -201,6 +224,8 @@ class Trace:
             self.tokens.append(event)
         elif isinstance(event, End):
             self.end = event
+        elif isinstance(event, NoiseFloor):
+            self.noise = event
 
     @classmethod
     def collect(cls, events: Iterable[Event]) -> list[Trace]:
@@ -218,7 +243,16 @@ class Trace:
         """The stream it adds up from: each thought before the token it helped to predict."""
         yield self.start
         told: list[ThoughtEvent | TokenEvent] = [*self.thoughts, *self.tokens]
-        yield from sorted(told, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1))
+        noise = self.noise
+        for event in sorted(
+            told, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1)
+        ):
+            if noise is not None and isinstance(event, ThoughtEvent):
+                yield noise
+                noise = None
+            yield event
+        if noise is not None:  # cut off before its first thought, or measured for another text of the batch
+            yield noise
         if self.end is not None:
             yield self.end
 
@@ -248,14 +282,24 @@ class Trace:
         return "".join(token.text for token in self.tokens if token.position <= position)
 
     def most_influential(self, count: int | None = None) -> list[ThoughtEvent]:
-        """Thoughts by how much they moved the prediction: KL(mixed || base), largest first."""
-        ordered = sorted(self.thoughts, key=lambda thought: -thought.kl)
+        """Thoughts by how much they moved the prediction: KL(mixed || base), largest first.
+
+        Those for which `above_noise` is False come last: their order is that of rounding.
+        """
+        ordered = sorted(
+            self.thoughts, key=lambda t: (not self.above_noise(t), math.inf if math.isnan(t.kl) else -t.kl)
+        )
         return ordered if count is None else ordered[:count]
+
+    def above_noise(self, thought: ThoughtEvent) -> bool:
+        """Whether a thought moved the prediction by more than rounding does; True where no noise floor is known."""
+        return self.noise is None or thought.kl > self.noise.kl
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
         return {
             "start": self.start.to_dict(), "sequence": self.sequence, "text": self.text, "ids": self.ids,
+            "noise": None if self.noise is None else self.noise.to_dict(),
             "thoughts": [thought.to_dict() for thought in self.thoughts],
             "tokens": [token.to_dict() for token in self.tokens],
             "end": None if self.end is None else self.end.to_dict(),
