@@ -29,7 +29,7 @@ export function changing(panel, place, detail) {
     state.textContent = "thinking…";
     try {
       for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/thoughts/${place}/change`, wanted)) {
-        if (frame.kind === "loading") state.textContent = `loading ${frame.data.model}…`;
+        if (frame.kind === "loading") fill(state, `loading ${frame.data.model}…`);
         if (frame.kind === "waiting") state.textContent = `waiting for ${frame.data.ahead} before this…`;
         if (frame.kind === "tries") {
           detail.tries.push(...frame.data.tries);
@@ -39,7 +39,7 @@ export function changing(panel, place, detail) {
         }
       }
     } catch (error) {
-      state.textContent = error.message;
+      fill(state, error.message);
       state.classList.add("problem");
     }
     buttons.forEach((button) => (button.disabled = false));

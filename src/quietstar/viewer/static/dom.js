@@ -1,10 +1,13 @@
 // Elements from plain values. What models, people and files say only ever becomes text nodes and attribute values:
-// nothing on this page makes markup out of a string.
+// nothing on this page makes markup out of a string. All of it passes here, where characters that hide or reorder text
+// become visible codes; only the value of a form field stays as it is.
+
+const READ = ["title", "placeholder", "aria-label", "aria-description", "aria-valuetext"]; // attributes that are read
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   set(element, attributes);
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...shown(children));
   return element;
 }
 
@@ -14,21 +17,26 @@ export function set(element, attributes) {
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name.startsWith("--")) element.style.setProperty(name, value);
     else if (name === "value" || name === "checked") element[name] = value;
-    else element.setAttribute(name, value === true ? "" : String(value));
+    else element.setAttribute(name, value === true ? "" : READ.includes(name) ? visible(String(value)) : String(value));
   }
   return element;
 }
 
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.append(...children);
+  set(element, attributes);
+  element.append(...shown(children));
   return element;
 }
 
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...shown(children));
   return element;
+}
+
+function shown(children) {
+  const kept = children.flat(2).filter((child) => child !== null && child !== undefined && child !== false);
+  return kept.map((child) => (child instanceof Node ? child : readable(String(child))));
 }
 
 // A labelled control: the label wraps it, so that both are one target.

@@ -54,7 +54,7 @@ export class Panel {
       return;
     }
     const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", changed the likeliest word" : ""}`;
-    if (!quiet) this.spoken.textContent = summary;
+    if (!quiet) fill(this.spoken, summary);
     fill(this.body, this.#head(place, token), this.#numbers(thought, token), this.#whole(thought.text), this.#around(place));
     try {
       const detail = run.details.get(place) ?? (await source.thought(run.head.id, place));

@@ -69,7 +69,7 @@ export function paged(list, state, fetch, draw, nothing) {
       state.textContent = list.childElementCount ? "" : nothing();
     } catch (error) {
       more = false;
-      state.textContent = error.message;
+      fill(state, error.message);
     } finally {
       if (now === turn) busy = false;
     }
