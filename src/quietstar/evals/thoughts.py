@@ -16,11 +16,12 @@ from torch import Tensor
 
 from quietstar import interventions
 from quietstar.errors import QuietStarError
-from quietstar.identity import identify
+from quietstar.identity import identify, versions
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.rows import Prefix, Rows
 from quietstar.scoring import filler_token, rows_at_once
+from quietstar.scratchpad import computed
 from quietstar.scratchpad.statistics import area_over, overlap
 from quietstar.scratchpad.trace import Trace
 
@@ -43,6 +44,31 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
         )
 
 
+def here(model: QuietStar) -> computed.By:
+    """What computes here, as `scratchpad.computed.by` tells it of a run."""
+    of = {name: version for name, version in versions().items() if name not in ("python", "quietstar")}
+    dtype = str(model.decoder_lm.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "device": str(model.device), "quietstar": versions()["quietstar"]} | of
+
+
+def check_computed(model: QuietStar, trace: Trace) -> str:
+    """Refuse to measure in another precision or on another device; what else differs is told, "" for nothing.
+
+    What is measured stands beside the numbers of the record, and rounding must not make the difference.
+
+    Raises:
+        QuietStarError: dtype or device differ.
+    """
+    mine, was = here(model), computed.by(trace.start)
+    other = computed.different([mine, was])
+    if {"dtype", "device"} & set(other):
+        raise QuietStarError(
+            f"this run was computed in {was['dtype']} on {was['device']}, and the model is here in {mine['dtype']} on "
+            f"{mine['device']}; load it with --dtype {was['dtype']} --device {was['device']} to measure the run"
+        )
+    return f"measured by {computed.in_words(mine)}; the run by {computed.in_words(was)}" if other else ""
+
+
 def forced_weight(trace: Trace) -> float | None:
     """The mixing weight the run had forced on it, None where the head chose."""
     settings = trace.start.settings
@@ -60,9 +86,10 @@ def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
     place has several samples, each is measured for itself and the mean is given.
 
     Raises:
-        QuietStarError: other weights made the run, or its thoughts are not the model's own.
+        QuietStarError: other weights made the run, another precision or device, or its thoughts are not the model's own.
     """
     check_same(model, trace, f"load {trace.start.model}")
+    check_computed(model, trace)
     control = trace.start.settings.get("control") or "own"
     if Control.parse(control).name not in ("own", "only"):
         raise QuietStarError(f"this run has no thoughts of the model's own to measure: {control} stood in their place")

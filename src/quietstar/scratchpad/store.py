@@ -312,9 +312,18 @@ class Store:
             for key, value in values.items()
         )
 
-    def continued_with(self, number: int, text: str) -> None:
-        """Write down the text that followed an intervention, known by its number."""
-        self.change([("UPDATE interventions SET continuation = ? WHERE number = ?", [columns.plain(text), number])])
+    def continued_with(self, number: int, text: str, original: str | None = None) -> None:
+        """Write down the text that followed an intervention, known by its number.
+
+        Args:
+            original: what follows the own thought, where that was computed anew; kept in the intervention's settings.
+        """
+        change = "settings = json_remove(settings, '$.original')"
+        values: list[Any] = [columns.plain(text), number]
+        if original is not None:
+            change = "settings = json_set(settings, '$.original', ?)"
+            values.insert(1, columns.plain(original))
+        self.change([(f"UPDATE interventions SET continuation = ?, {change} WHERE number = ?", values)])
 
     def change(self, statements: Iterable[Statement]) -> None:
         """Run statements in one transaction."""

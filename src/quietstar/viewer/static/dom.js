@@ -84,6 +84,11 @@ export function number(value, digits = 3) {
   return real.toFixed(digits).replace("-", "−");
 }
 
+// A small number to two digits, as in 0.00012 or 3.1e−9.
+export function small(value) {
+  return (value !== 0 && Math.abs(value) < 1e-5 ? value.toExponential(1) : String(Number(value.toPrecision(2)))).replace("-", "−");
+}
+
 // The record writes numbers that JSON has no name for as text.
 export function real_of(value) {
   if (typeof value === "string") return { inf: Infinity, "-inf": -Infinity }[value] ?? null;

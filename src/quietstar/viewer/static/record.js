@@ -2,6 +2,9 @@
 // the record or from live events alike. The place of a thought is the position before the token it helps to predict.
 
 import { real_of } from "./dom.js";
+import { step } from "./scale.js";
+
+const FLOORS = { kl: "kl", gain: "logprob", weight: "weight" }; // which noise a measure of a thought has
 
 export class Run {
   constructor(head = {}) {
@@ -11,11 +14,13 @@ export class Run {
     this.details = new Map(); // what was sent live; the rest is fetched when it is looked at
     this.changed = new Set();
     this.prompts = "";
+    this.noise = null; // {kl, logprob, weight, places}: how far rounding alone moves each; null where it is unknown
   }
 
   static of(page) {
     const run = new Run(page.run);
     run.prompts = page.run.prompt;
+    run.noise = noise_of(page.run.noise);
     const { tokens, thoughts } = page;
     tokens.position.forEach((position, n) => {
       run.tokens.push({ position, id: tokens.token[n], text: tokens.text[n], logprob: real_of(tokens.logprob[n]) });
@@ -33,6 +38,7 @@ export class Run {
   // Takes in a live event; returns the token it added, if it did.
   add(event) {
     if (event.event === "start") this.prompts = event.prompts[0];
+    if (event.event === "noise") this.noise = noise_of(event);
     if (event.event === "thought") {
       const { position, trigger, control, flipped } = event;
       const thought = { position, trigger, control, flipped, text: event.samples[0]?.text ?? "" };
@@ -45,6 +51,17 @@ export class Run {
     const token = { position: event.position, id: event.id, text: event.text, logprob: real_of(event.logprob) };
     this.tokens.push(token);
     return token;
+  }
+
+  // Sizes of a measure up to this are rounding; null where that is unknown or does not apply.
+  floor(measure) {
+    return (this.noise && this.noise[FLOORS[measure]]) ?? null;
+  }
+
+  // Whether a thought moved the prediction by more than rounding; true where the noise floor is unknown.
+  above(thought) {
+    const floor = this.floor("kl");
+    return floor === null || thought.kl === null || thought.kl > floor;
   }
 
   get text() {
@@ -69,16 +86,18 @@ export class Run {
   }
 }
 
-// What a token can be tinted by. `scale` bends the shares, for measures whose largest values dwarf the rest.
+function noise_of(found) {
+  if (!found || real_of(found.kl) === null) return null;
+  return { kl: real_of(found.kl), logprob: real_of(found.logprob), weight: real_of(found.weight), places: found.places };
+}
+
+// What a token can be tinted by.
 export const MEASURES = {
-  kl: { label: "KL", long: "how far the thought moved the prediction: KL(with ‖ without)", unit: "nats", bend: 0.5 },
-  weight: { label: "w", long: "how much weight the thought was given", unit: "", bend: 1 },
-  gain: {
-    label: "gain", unit: "nats", bend: 0.5,
-    long: "log-probability of the word that was said, with the thought minus without",
-  },
-  entropy: { label: "entropy", long: "how undecided the prediction was without the thought", unit: "nats", bend: 1 },
-  surprise: { label: "surprise", long: "how unlikely the word was that was said: −log p, with the thought", unit: "nats", bend: 0.5 },
+  kl: { label: "KL", long: "how far the thought moved the prediction: KL(with ‖ without)", unit: "nats" },
+  weight: { label: "w", long: "how much weight the thought was given", unit: "" },
+  gain: { label: "gain", long: "log-probability of the word that was said, with the thought minus without", unit: "nats" },
+  entropy: { label: "entropy", long: "how undecided the prediction was without the thought", unit: "nats" },
+  surprise: { label: "surprise", long: "how unlikely the word was that was said: −log p, with the thought", unit: "nats" },
 };
 
 export function valueOf(run, token, measure) {
@@ -86,19 +105,14 @@ export function valueOf(run, token, measure) {
   return run.thoughts.get(token.position - 1)?.[measure] ?? null;
 }
 
-// The largest value of a measure in a run; the tint of 1.
-export function largest(run, measure) {
-  let most = 0;
-  for (const token of run.tokens) {
-    const value = valueOf(run, token, measure);
-    if (value !== null && Number.isFinite(value)) most = Math.max(most, Math.abs(value));
-  }
-  return most;
+// The step of a token on the scale of a measure, 0 within the run's noise floor.
+export const stepOf = (run, token, measure) => step(measure, valueOf(run, token, measure), run.floor(measure));
+
+// What computed a run: precision, device and the versions of what has a say in the numbers.
+export function computed(head) {
+  const versions = Object.entries(head.versions ?? {}).filter(([name]) => name !== "quietstar");
+  return [`${head.dtype} on ${head.device}`, `quietstar ${head.version}`, ...versions.map((one) => one.join(" "))].join(", ");
 }
 
-// From 0 to 1, negative where the value is.
-export function share(value, most, measure) {
-  if (value === null || most === 0) return 0;
-  const part = Math.min(Math.abs(value) / most, 1) ** MEASURES[measure].bend;
-  return value < 0 ? -part : part;
-}
+// The value of a setting in words.
+export const told = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? JSON.stringify(value) : String(value ?? "–"));

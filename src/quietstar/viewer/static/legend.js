@@ -1,0 +1,29 @@
+// What the colours mean: the bounds of a scale with their colours, the noise floor, and the marks.
+
+import { h, small } from "./dom.js";
+import { MEASURES } from "./record.js";
+import { BOUNDS } from "./scale.js";
+
+// `runs` are those that are shown by it.
+export function legend(measure, runs) {
+  const { unit, long } = MEASURES[measure];
+  const swatch = (n, text, more = "") => h("span", { class: `swatch${more}`, "data-step": n }, text);
+  const bounds = BOUNDS[measure];
+  const scale = h(
+    "span", { class: "scale" },
+    swatch(0, `below ${bounds[0]}`), bounds.map((bound, n) => swatch(n + 1, n === bounds.length - 1 ? `${bound} ${unit}`.trim() : String(bound))),
+    measure === "gain" && [swatch(3, "less likely", " negative")],
+  );
+  return [scale, h("span", { class: "words" }, `${long}; each colour from its number up, the same in every run. `, noise(runs, measure), " Underlined: likeliest word changed.")];
+}
+
+// The noise floor of runs in words.
+export function noise(runs, measure = "kl") {
+  const known = runs.map((run) => run.floor(measure));
+  if (runs.every((run) => run.noise === null)) return "Noise floor not measured: small values and changed words may be rounding.";
+  if (known.every((one) => one === null)) return "";
+  const values = known.map((one) => (one === null ? "not measured" : small(one)));
+  const unit = MEASURES[measure].unit && ` ${MEASURES[measure].unit}`;
+  const said = new Set(values).size === 1 ? values[0] : `${values[0]} left, ${values[1]} right`;
+  return `Noise floor: ${said}${unit} (what reading the same place again in another batch changes); no colour up to it.`;
+}
