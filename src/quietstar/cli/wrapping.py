@@ -70,9 +70,11 @@ class Flow:
         """The word behind its blanks, or at the start of the next line."""
         gap = sum(_TAB if c == "\t" else cell_len(c) for c in blank.plain)
         width = cell_len(word.plain)
-        if self.column and self.column + gap + width > self.console.width:
-            blank, gap, self.column = Text("\n"), 0, 0
-        self.column = (self.column + gap + width) % max(self.console.width, 1)
+        if self.column + gap + width > self.console.width:
+            blank, gap, self.column = Text("\n" if self.column else ""), 0, 0
+        self.column += gap + width
+        if self.column > self.console.width:  # a word longer than a line
+            self.column = (self.column - 1) % self.console.width + 1
         return blank + word
 
 
