@@ -171,6 +171,7 @@ class Store:
         trigger: str | None = None,
         control: str | None = None,
         flipped: bool | None = None,
+        above_noise: bool | None = None,
         least: Mapping[str, float] | None = None,
         most: Mapping[str, float] | None = None,
         order: str = "kl",
@@ -182,6 +183,8 @@ class Store:
 
         Args:
             query: words that stand in the thought. run, tag, model, trigger, control, flipped: only those.
+            above_noise: only those whose KL is above the noise floor of their run (or is not); thoughts of runs without a
+                measured noise floor are in both.
             least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, gain, entropy, surprise.
             order: one of these, position, or number (order of arrival). descending: largest first; unknown last.
             limit, offset: which part of the list; all of it where limit is None.
@@ -190,11 +193,12 @@ class Store:
             raise QuietStarError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         where, values = search.of_thoughts(
             self, query, run=run, tag=tag, model=model, trigger=trigger, control=control, flipped=flipped,
-            least=least, most=most,
+            above_noise=above_noise, least=least, most=most,
         )  # fmt: skip
         way = "DESC" if descending else "ASC"
         rows = self._rows(
             f"SELECT t.*, {search.MEASURES['gain']} AS gain, {search.MEASURES['surprise']} AS surprise, r.model, "
+            f"{search.ABOVE_NOISE} AS above_noise, "
             "(SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
             f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
             f"ORDER BY {ORDERS[order]} {way} NULLS LAST, t.number {way} LIMIT ? OFFSET ?",

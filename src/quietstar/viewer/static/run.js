@@ -147,7 +147,7 @@ function head(run, about) {
       "p", { class: "links" },
       one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before it"),
       one.continued.map((id) => h("a", { href: href(["run", id]) }, "the answer behind it")),
-      h("a", { href: href(["thoughts"], { run: one.id }) }, "all its thoughts"),
+      h("a", { href: href(["thoughts"], { run: one.id, noise: "any" }) }, "all its thoughts"),
       comparing(one),
     ),
   );
