@@ -108,6 +108,7 @@ def test_runs_lists_and_searches(run, filled):
     out = run("runs")[1].splitlines()
     assert [line.split()[0] for line in out] == ["count000", "who00000", "sky00000"]
     assert "Why is the sky blue?  →   Because of light." in out[2] and "3 thoughts   1 ◆" in out[2]
+    assert "(noise floor not measured)" in out[2]
     assert [line.split()[0] for line in run("runs", "--search", "light")[1].splitlines()] == ["sky00000"]
     assert [line.split()[0] for line in run("runs", "-s", '"sky blue"', "--limit", "0")[1].splitlines()] == ["sky00000"]
     code, out, err = run("runs", "-s", "nowhere")

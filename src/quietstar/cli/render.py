@@ -93,7 +93,7 @@ class Screen:
         if self.live:
             line = Text().append(f"{visible(event.text):<14} ", style="bold")
             if thought is not None:
-                line.append_text(_summary(thought, self.traces[-1].above_noise(thought)))
+                line.append_text(_summary(self.traces[-1], thought))
             self.console.print(hanging(self.console, line, 15))
             return
         text = safe(event.text)
@@ -101,7 +101,7 @@ class Screen:
             self._say(event.text)
             return
         space = text[: len(text) - len(text.lstrip())] if text.strip() else ""
-        mark = Text(FLIP, style="bold magenta") if thought.flipped else Text(MARK, style="cyan")
+        mark = Text(FLIP, style="bold magenta") if self.traces[-1].changed(thought) else Text(MARK, style="cyan")
         self._write(Text(space) + mark + Text(text[len(space) :]))
 
     def finish(self, interrupted: bool = False, again: str = "") -> None:
@@ -121,7 +121,7 @@ class Screen:
         said = sum(len(trace.tokens) for trace in self.traces)
         note = f"{said} tokens, {len(thoughts)} thoughts"
         if thoughts:
-            flips = sum(thought.flipped for thought in thoughts)
+            flips = sum(trace.changed(thought) for trace in self.traces for thought in trace.thoughts)
             note += f", {floor(self.traces)}, likeliest word changed {times(flips)}"
         ends = [trace.end for trace in self.traces if trace.end is not None]
         if ends:
@@ -177,8 +177,8 @@ def lines(trace: Trace, thoughts: Iterable[ThoughtEvent], measure: str = "kl") -
     for thought in thoughts:
         head = Text().append(f"{thought.position:>5}  ", style="dim")
         head.append(_context(trace, thought.position))
-        out.append(head.append_text(Text(" ")).append_text(_thought_text(thought)))
-        out.append(Text(" " * _INDENT).append_text(_numbers(thought, measure, trace.above_noise(thought))))
+        out.append(head.append_text(Text(" ")).append_text(_thought_text(thought, trace.changed(thought))))
+        out.append(Text(" " * _INDENT).append_text(_numbers(trace, thought, measure)))
     return out
 
 
@@ -209,7 +209,7 @@ def tinted(trace: Trace, measure: str) -> Text:
     The tint is a step of the measure's scale, none within the noise floor. Without colours the marks remain.
     """
     found = {thought.position + 1: getattr(thought, measure) for thought in trace.thoughts}
-    flips = {thought.position + 1 for thought in trace.thoughts if thought.flipped}
+    flips = {thought.position + 1 for thought in trace.thoughts if trace.changed(thought)}
     limit = noise_of(trace, measure)
     out = Text()
     for token in trace.tokens:
@@ -248,14 +248,14 @@ def _context(trace: Trace, position: int, width: int = 32) -> str:
     return "…" + visible(text[-width:]) if len(text) > width else visible(text) or "(start)"
 
 
-def _thought_text(thought: ThoughtEvent) -> Text:
+def _thought_text(thought: ThoughtEvent, changed: bool) -> Text:
     return Text(" ").join(
-        Text("{" + visible(sample.text) + "}", style="bold cyan" if not thought.flipped else "bold magenta")
+        Text("{" + visible(sample.text) + "}", style="bold magenta" if changed else "bold cyan")
         for sample in thought.samples
     )
 
 
-def _numbers(thought: ThoughtEvent, measure: str = "kl", above: bool = True) -> Text:
+def _numbers(trace: Trace, thought: ThoughtEvent, measure: str = "kl") -> Text:
     text = Text().append("w ", style="dim").append(f"{thought.weight:.3f}")
     text.append("  KL ", style="dim").append(f"{thought.kl:.4f}  ")
     if measure not in ("kl", "weight"):
@@ -263,17 +263,17 @@ def _numbers(thought: ThoughtEvent, measure: str = "kl", above: bool = True) -> 
         text.append(f"{measure} ", style="dim").append("-" if value is None else f"{value:+.4f}").append("  ")
     for label, choices in (("without", thought.base), ("with", thought.mixed), ("only", thought.only)):
         text.append(f"{label} ", style="dim").append(_choice(choices)).append("  ")
-    if thought.flipped:
+    if trace.changed(thought):
         text.append(f"{FLIP} likeliest word changed  ", style="bold magenta")
-    if not above:
+    if not trace.above_noise(thought):
         text.append("below the noise floor  ", style="dim")
     asked = visible(thought.trigger)
     text.append(asked if thought.control == "own" else f"{asked}, {visible(thought.control)}", style="dim")
     return text
 
 
-def _summary(thought: ThoughtEvent, above: bool) -> Text:
-    return _thought_text(thought).append("  ").append_text(_numbers(thought, above=above))
+def _summary(trace: Trace, thought: ThoughtEvent) -> Text:
+    return _thought_text(thought, trace.changed(thought)).append("  ").append_text(_numbers(trace, thought))
 
 
 def _choice(choices: list[Choice]) -> str:

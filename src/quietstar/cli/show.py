@@ -119,7 +119,7 @@ def _head(console: Console, run: Run, trace: Trace) -> None:
     seconds = f", {run.seconds:.1f} s" if run.seconds is not None else ""
     counts = f"{run.tokens} tokens, {run.thoughts} thoughts"
     if run.thoughts:
-        counts += f", {floor([trace])}, likeliest word changed {times(run.flips)}"
+        counts += f", {floor([trace])}, likeliest word changed {times(sum(map(trace.changed, trace.thoughts)))}"
     console.print(Text(f"{counts}{seconds}, {end}", style="dim"))
     console.print(Text(visible(computed.in_words(computed.by(trace.start))), style="dim"))
     console.print(Text(_settings(run.settings), style="dim"))

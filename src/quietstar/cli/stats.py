@@ -123,10 +123,10 @@ def _print(runs: list[str], found: list[Statistic]) -> None:
         within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few to tell"
         mark = "~" if one.within else " "
         print(f"{one.label:<27} {one.mean:>+9.4f}{mark} {within:<21} {one.unit:<10} {one.count:>8}")
-    floors = {one.name: one.floor for one in found if one.floor is not None}
-    if floors:
-        known = [(one.label, floors[name]) for one in found for name in ("kl", "gain", "weight") if one.name == name and name in floors]
-        print(f"noise floor: {', '.join(f'{label} {value:.2g}' for label, value in known)}; ~ marks a mean within it")
+    known = {one.name: f"{one.label} {one.floor:.2g}" for one in found if one.floor is not None}
+    if known:
+        told = [known[name] for name in ("kl", "gain", "weight") if name in known]
+        print(f"noise floor: {', '.join(told)}; ~ marks a mean within it")
     elif found:
         print("noise floor not measured in every run: small values and changed words may be rounding")
 

@@ -174,7 +174,7 @@ MEASURES: dict[str, Measure] = {
         Measure("kl", "KL", "nats", "KL(pm ‖ p0) over the next token", _HERE, lambda t, n: t.thoughts[n].kl),
         Measure("above_noise", "above the noise floor", "share", "KL > what rounding alone makes of it", _HERE, _above),
         Measure("flipped", "likeliest word changed", "share", "argmax pm ≠ argmax p0, by more than rounding", _HERE,
-                lambda t, n: float(t.thoughts[n].flipped)),
+                lambda t, n: float(t.changed(t.thoughts[n]))),
         Measure("gain", "information gain", "nats", "log pm(x) − log p0(x)", _QUIET, lambda t, n: t.thoughts[n].gain),
         Measure("helped", "gain above the noise floor", "share", "log pm(x) > log p0(x), by more than rounding", _HERE,
                 _helped),

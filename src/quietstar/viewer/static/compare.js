@@ -65,7 +65,7 @@ function facts(runs) {
     row("weights", (head) => `${head.base_hash.slice(0, 8)} ${head.head_hash.slice(0, 8)} ${(head.adapter_hash ?? "").slice(0, 8)}`.trim()),
     ...names((head) => head.settings).filter((name) => name !== "show").map((name) => row(name.replaceAll("_", " "), (head) => (Object.hasOwn(head.settings, name) ? told(head.settings[name]) : null))),
     row("ended", (head) => head.reason ?? "unfinished"), row("tokens", (head) => head.tokens), row("thoughts", (_, run) => run.thoughts.size),
-    row("likeliest word changed", (head) => head.flips),
+    row("likeliest word changed", (_, run) => run.flips),
   ];
   const numbers = [["mean w", "weight"], ["mean KL", "kl"], ["mean gain", "gain"]].map(([name, measure]) => mean(runs, name, measure));
   const differing = [...rows.filter(([, a, b]) => a !== b), ...numbers.filter((one) => !one.same).map((one) => one.row)];

@@ -28,7 +28,7 @@ export class Run {
     thoughts.position.forEach((position, n) => {
       const thought = { position, text: thoughts.text[n], trigger: thoughts.trigger[n], control: thoughts.control[n] };
       for (const name of ["weight", "kl", "entropy", "gain"]) thought[name] = real_of(thoughts[name][n]);
-      thought.flipped = Boolean(thoughts.flipped[n]);
+      thought.flipped = Boolean(thoughts.flipped[n]) && run.above(thought);
       run.thoughts.set(position, thought);
     });
     run.changed = new Set(page.changed);
@@ -41,9 +41,10 @@ export class Run {
     if (event.event === "noise") this.noise = noise_of(event);
     if (event.event === "thought") {
       const { position, trigger, control, flipped } = event;
-      const thought = { position, trigger, control, flipped, text: event.samples[0]?.text ?? "" };
+      const thought = { position, trigger, control, text: event.samples[0]?.text ?? "" };
       for (const name of ["weight", "kl", "entropy"]) thought[name] = real_of(event[name]);
       thought.gain = event.base_logprob === null ? null : real_of(event.mixed_logprob) - real_of(event.base_logprob);
+      thought.flipped = flipped && this.above(thought);
       this.thoughts.set(position, thought);
       this.details.set(position, { ...event, tries: [] });
     }
@@ -62,6 +63,11 @@ export class Run {
   above(thought) {
     const floor = this.floor("kl");
     return floor === null || thought.kl === null || thought.kl > floor;
+  }
+
+  // How many thoughts changed which word is likeliest, by more than rounding.
+  get flips() {
+    return [...this.thoughts.values()].filter((one) => one.flipped).length;
   }
 
   get text() {

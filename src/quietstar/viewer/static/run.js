@@ -120,7 +120,7 @@ function head(run, about) {
   const { head: one } = run;
   const settings = Object.entries(one.settings).filter(([name, value]) => name !== "show" && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
   const facts = [
-    count(one.tokens, "token"), count(one.thoughts, "thought"), one.thoughts > 0 && `likeliest word changed ${count(one.flips, "time")}`,
+    count(one.tokens, "token"), count(one.thoughts, "thought"), one.thoughts > 0 && `likeliest word changed ${count(run.flips, "time")}`,
     one.thoughts > 0 && floor(run),
     one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafts kept`, visible(one.reason ?? "unfinished: still running, or killed"),
   ].filter(Boolean);
