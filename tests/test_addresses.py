@@ -76,7 +76,9 @@ def test_a_damaged_address_is_one_line_with_a_way_back(store, visit, place, says
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("place", ["#/constructor", "#/__proto__", "#/toString/x", "#/nonsense", "#//other.host", "#///"])
+@pytest.mark.parametrize(
+    "place", ["#/constructor", "#/__proto__", "#/toString/x", "#/nonsense", "#//other.host", "#///"]
+)
 def test_an_unknown_page_is_the_list_of_runs(store, visit, place):  # noqa: F811
     store.add(trace())
     with serving(store) as served:

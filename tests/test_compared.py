@@ -49,7 +49,9 @@ def test_the_own_thought_put_back_differs_from_its_original_in_nothing(store, ha
         for own in made.thoughts:
             (one,) = tried(served, run, own.position, kind="edited", text=own.samples[0].text)
             compared = Compared.of(one["settings"])
-            assert [[c.id, c.text, c.prob] for c in compared.mixed] == [[c["id"], c["text"], c["prob"]] for c in one["mixed"]]
+            assert [[c.id, c.text, c.prob] for c in compared.mixed] == [
+                [c["id"], c["text"], c["prob"]] for c in one["mixed"]
+            ]
             assert compared.kl == one["kl"] and not compared.changed and compared.recorded is None
 
 
@@ -64,9 +66,7 @@ def test_the_original_is_computed_beside_every_kind_of_change(store, tiny, kind)
         for name in (run, wrong):
             for one in tried(served, name, own.position, kind=kind, seed=1, n=3, text="fox"):
                 compared = Compared.of(one["settings"])
-                again = tiny.resample(
-                    own.position, 1, of=made.ids, thoughts=torch.tensor([own.samples[0].ids]), show=5
-                )
+                again = tiny.resample(own.position, 1, of=made.ids, thoughts=torch.tensor([own.samples[0].ids]), show=5)
                 assert [c.id for c in compared.mixed][:2] == [c.id for c in again.mixed[0]][:2]
                 assert compared.kl == pytest.approx(float(again.kl[0]), abs=1e-5)
                 assert compared.computed["dtype"] == "float32" and "torch" in compared.computed
@@ -113,7 +113,9 @@ def test_a_run_of_another_precision_or_device_is_not_measured(store, half, tiny)
 
 def test_what_computes_here_is_told_as_in_a_run(tiny):
     start = tiny.generate("the", max_new_tokens=1, thought_length=1).trace.start
-    assert measuring.here(tiny) == computed.by(start) and not computed.different([measuring.here(tiny), computed.by(start)])
+    assert measuring.here(tiny) == computed.by(start) and not computed.different(
+        [measuring.here(tiny), computed.by(start)]
+    )
     assert computed.in_words(computed.by(start)).startswith("float32 on cpu, quietstar ")
 
 

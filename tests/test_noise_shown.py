@@ -124,7 +124,9 @@ def test_the_list_of_runs_says_where_it_was_not_measured(store, run):
 
 def test_lists_over_runs_can_leave_out_what_is_below_it(store):
     above = store.thoughts(above_noise=True)
-    assert [(one.run, one.text) for one in above if one.run == "new00000"] == [("new00000", f"think{n}") for n in (1, 3)]
+    assert [(one.run, one.text) for one in above if one.run == "new00000"] == [
+        ("new00000", f"think{n}") for n in (1, 3)
+    ]
     assert len([one for one in above if one.run == "old00000"]) == 4
     assert {one.above_noise for one in above} == {True, None}
     assert [one.text for one in store.thoughts(run="new", above_noise=False)] == ["think2", "think0"]

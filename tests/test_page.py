@@ -165,7 +165,9 @@ def test_a_thought_is_shown_token_by_token_with_its_bars_samples_and_neighbours(
             "·other 60 %", "·base 30 %"]  # fmt: skip
         assert panel.locator(".bars li.other").first.inner_text().startswith("·other")
         numbers = panel.inner_text()
-        assert "0.2000" in numbers and "0.300" in numbers and "always" in numbers and "likeliest word changed" in numbers
+        assert (
+            "0.2000" in numbers and "0.300" in numbers and "always" in numbers and "likeliest word changed" in numbers
+        )
         around = panel.locator(".around button")
         assert around.count() == 3 and "think0 deep" in around.first.inner_text()
         around.last.click()

@@ -143,10 +143,10 @@ def test_the_list_of_thoughts_shows_what_is_below_apart(store, visit, tmp_path):
             rows.first.wait_for()
             assert rows.locator(".thought").all_inner_texts() == ["think1", "think3"]
             page.get_by_label("noise floor").select_option("below")
-            assert until(lambda: rows.locator(".thought").all_inner_texts() == ["think2", "think0"])
+            assert until(lambda rows=rows: rows.locator(".thought").all_inner_texts() == ["think2", "think0"])
             assert rows.first.get_attribute("title") == "below the noise floor: no change"
             page.get_by_label("noise floor").select_option("any")
-            assert until(lambda: rows.count() == 4)
+            assert until(lambda rows=rows: rows.count() == 4)
             page = visit(f"{address}#/thoughts?run={old}")
             rows = page.locator("tbody tr")
             rows.nth(3).wait_for()

@@ -22,7 +22,7 @@ from quietstar.cli.wrapping import Flow, hanging
 from quietstar.scratchpad.store import Store
 from recorded import trace
 
-WORDS = " thinking about the quick brown fox, it says something longer than before".split(" ")
+WORDS = ["thinking", "about", "the", "quick", "brown", "fox,", "it", "says", "something", "longer", "than", "before"]
 
 
 def screen(width: int) -> Console:
@@ -94,7 +94,7 @@ def shown(command: list[str], width: int) -> str:
 
 @pytest.mark.slow
 def test_show_breaks_lines_between_words_in_a_terminal_and_nowhere_in_a_pipe(run):
-    words = [f" {word}" for word in WORDS if word] * 4
+    words = [f" {word}" for word in WORDS] * 4
     with Store.open() as store:
         store.add(trace("Why?", words, ["a thought of several words"] * len(words)), run="long0000")
     out = shown(["show", "long"], 50)

@@ -161,8 +161,8 @@ def noise(traces: Sequence[Trace]) -> str:
     kl, logprob, weight = (max(getattr(one, name) for one in known) for name in ("kl", "logprob", "weight"))
     places = sum(one.places for one in known)
     return (
-        f"noise floor: kl {kl:.2g}, log-probability {logprob:.2g}, w {weight:.2g}: what reading the same place again in "
-        f"another batch changes, measured at {places} {'place' if places == 1 else 'places'}"
+        f"noise floor: kl {kl:.2g}, log-probability {logprob:.2g}, w {weight:.2g}: what reading the same place again "
+        f"in another batch changes, measured at {places} {'place' if places == 1 else 'places'}"
     )
 
 
@@ -172,7 +172,7 @@ def times(count: int) -> str:
 
 
 def lines(trace: Trace, thoughts: Iterable[ThoughtEvent], measure: str = "kl") -> list[Text]:
-    """Thoughts as a readable list: context, {thought}, numbers (`measure` among them), and the next token three ways."""
+    """Thoughts as a readable list: context, {thought}, numbers with `measure` among them, the next token three ways."""
     out = []
     for thought in thoughts:
         head = Text().append(f"{thought.position:>5}  ", style="dim")

@@ -26,7 +26,7 @@ def show(
         str | None, typer.Argument(metavar="RUN", help="Its id or the beginning of it; the newest when left out.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(metavar="N", help="The N thoughts with the most of --measure only, none below the noise floor.")
+        int | None, typer.Option(metavar="N", help="Only the N with the most of --measure, none below the noise floor.")
     ] = None,
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What tints and ranks: kl, weight, gain, entropy or surprise.")

@@ -86,12 +86,12 @@ def _measure(store: Store, runs: list[str], model: str | None, dtype: str, devic
     for number, run in enumerate(runs, 1):
         trace = store.trace(run)
         name, start = model or trace.start.model, trace.start
-        as_was = start.dtype if dtype == "auto" else dtype, start.device if device == "auto" else device
-        if (name, *as_was) not in loaded:
-            loaded = {(name, *as_was): options.load(name, *as_was, None)}
+        wanted = name, start.dtype if dtype == "auto" else dtype, start.device if device == "auto" else device
+        if wanted not in loaded:
+            loaded = {wanted: options.load(*wanted, None)}
         print(f"measuring {run} ({number} of {len(runs)}), {len(trace.thoughts)} thoughts", file=sys.stderr, flush=True)
-        told = thoughts.check_computed(loaded[name, *as_was], trace)
-        store.measure(run, thoughts.measure(loaded[name, *as_was], trace))
+        told = thoughts.check_computed(loaded[wanted], trace)
+        store.measure(run, thoughts.measure(loaded[wanted], trace))
         if told:
             print(f"note: {visible(told)}", file=sys.stderr)
 
@@ -139,7 +139,10 @@ def _computed(starts: dict[str, Start]) -> None:
     made = [computed.by(start) for start in starts.values()]
     other = computed.different(made)
     kinds = list(dict.fromkeys(computed.in_words(one) for one in made))
-    print(visible(f"computed in {kinds[0]}") if not other else f"these runs differ in {', '.join(map(visible, other))}:")
-    for kind in kinds if other else []:
+    if not other:
+        print(visible(f"computed in {kinds[0]}"))
+        return
+    print(visible(f"these runs differ in {', '.join(other)}:"))
+    for kind in kinds:
         runs = [run for run, one in zip(starts, made, strict=True) if computed.in_words(one) == kind]
         print(visible(f"  {kind}: {', '.join(runs[:8])}{', ...' if len(runs) > 8 else ''}"))

@@ -86,7 +86,8 @@ def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
     place has several samples, each is measured for itself and the mean is given.
 
     Raises:
-        QuietStarError: other weights made the run, another precision or device, or its thoughts are not the model's own.
+        QuietStarError: the run is of other weights, another precision or device, or its thoughts are not the model's
+            own.
     """
     check_same(model, trace, f"load {trace.start.model}")
     check_computed(model, trace)

@@ -45,7 +45,7 @@ class Compared:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Compared | None:
         """From the settings of an intervention; None in records from before, and where they are damaged."""
-        found = settings.get(_KEY)
+        found: Any = settings.get(_KEY)
         try:
             mixed = [Choice(int(token), str(text), float(prob)) for token, text, prob in found["mixed"]]
             floor = None if found["floor"] is None else {k: float(v) for k, v in found["floor"].items()}

@@ -13,7 +13,7 @@ By = dict[str, str]
 
 
 def by(start: Start) -> By:
-    """Names and values of what computed a run: dtype, device, quietstar, then each library (Python computes nothing)."""
+    """Names and values of what computed a run: dtype, device, quietstar, then each library; Python itself left out."""
     return {"dtype": start.dtype, "device": start.device, "quietstar": start.version} | {
         name: version for name, version in start.versions.items() if name not in ("python", "quietstar")
     }

@@ -183,8 +183,8 @@ class Store:
 
         Args:
             query: words that stand in the thought. run, tag, model, trigger, control, flipped: only those.
-            above_noise: only those whose KL is above the noise floor of their run (or is not); thoughts of runs without a
-                measured noise floor are in both.
+            above_noise: only those whose KL is above the noise floor of their run (or is not); thoughts of runs
+                without a measured noise floor are in both.
             least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, gain, entropy, surprise.
             order: one of these, position, or number (order of arrival). descending: largest first; unknown last.
             limit, offset: which part of the list; all of it where limit is None.

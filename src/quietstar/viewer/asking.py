@@ -174,7 +174,7 @@ def _beside(
 ) -> tuple[Resampled, Resampled, int]:
     """The own thought and the tries, predicted with in one batch; (own, tries, row of the first try).
 
-    A thought of another length cannot be a row of the same batch: it is read in one of as many rows, behind the same text.
+    A thought of another length cannot be a row of the same batch: it is read in one of as many rows behind that text.
     """
     count = len(tried) + 1
     if len(own) == len(tried[0]):
