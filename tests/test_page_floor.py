@@ -77,8 +77,10 @@ def test_the_legend_shows_every_step_in_its_colour(store, visit):  # noqa: F811
         for measure, label in (("kl", "KL"), ("weight", "w"), ("gain", "gain"), ("entropy", "entropy")):
             page.get_by_role("radio", name=label, exact=True).check()
             swatches = page.locator(".legend .swatch:not(.negative)")
-            told = [text.split()[-1 if n == 0 else 0] for n, text in enumerate(swatches.all_inner_texts())]
-            assert [float(one) for one in told] == [scale.BOUNDS[measure][0], *scale.BOUNDS[measure]]
+            first, *told = swatches.all_inner_texts()
+            assert [float(one.split()[0]) for one in told] == list(scale.BOUNDS[measure])
+            assert first == {"kl": "up to 0.001: noise", "gain": "up to 0.005: noise"}.get(
+                measure, f"below {scale.BOUNDS[measure][0]:g}")  # fmt: skip
             assert grounds(page, ".legend .swatch:not(.negative)") == ["", *scale.COLOURS]
 
 

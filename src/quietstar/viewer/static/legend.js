@@ -6,15 +6,22 @@ import { BOUNDS } from "./scale.js";
 
 // `runs` are those that are shown by it.
 export function legend(measure, runs) {
-  const { unit, long } = MEASURES[measure];
-  const swatch = (n, text, more = "") => h("span", { class: `swatch${more}`, "data-step": n }, text);
+  const { label, unit, long } = MEASURES[measure];
   const bounds = BOUNDS[measure];
+  const swatch = (n, text, more = "") => h("span", { class: `swatch${more}`, "data-step": n }, text);
   const scale = h(
     "span", { class: "scale" },
-    swatch(0, `below ${bounds[0]}`), bounds.map((bound, n) => swatch(n + 1, n === bounds.length - 1 ? `${bound} ${unit}`.trim() : String(bound))),
-    measure === "gain" && [swatch(3, "less likely", " negative")],
+    h("span", {}, unit ? `${label}, ${unit}:` : `${label}:`), swatch(0, without(bounds[0], runs, measure)),
+    bounds.map((bound, n) => swatch(n + 1, n === bounds.length - 1 ? `${bound} and more` : `${bound}`)),
+    measure === "gain" && swatch(3, "below 0", " negative"),
   );
-  return [scale, h("span", { class: "words" }, `${long}; each colour from its number up, the same in every run. `, noise(runs, measure), " Underlined: likeliest word changed.")];
+  return [scale, h("span", { class: "words" }, `${long}. A colour begins at its number, the same in every run. `, noise(runs, measure), " Underlined: likeliest word changed.")];
+}
+
+// What has no colour: all below the first bound, and up to the noise floor where that is higher.
+function without(bound, runs, measure) {
+  const floors = runs.map((run) => run.floor(measure) ?? 0);
+  return Math.max(...floors) < bound ? `below ${bound}` : `up to ${[...new Set(floors)].map(small).join(" or ")}: noise`;
 }
 
 // The noise floor of runs in words.
@@ -25,5 +32,5 @@ export function noise(runs, measure = "kl") {
   const values = known.map((one) => (one === null ? "not measured" : small(one)));
   const unit = MEASURES[measure].unit && ` ${MEASURES[measure].unit}`;
   const said = new Set(values).size === 1 ? values[0] : `${values[0]} left, ${values[1]} right`;
-  return `Noise floor: ${said}${unit} (what reading the same place again in another batch changes); no colour up to it.`;
+  return `Noise floor: ${said}${unit}, what reading the same place again in another batch changes: no colour, no change.`;
 }

@@ -99,11 +99,11 @@ function noise_of(found) {
 
 // What a token can be tinted by.
 export const MEASURES = {
-  kl: { label: "KL", long: "how far the thought moved the prediction: KL(with ‖ without)", unit: "nats" },
-  weight: { label: "w", long: "how much weight the thought was given", unit: "" },
-  gain: { label: "gain", long: "log-probability of the word that was said, with the thought minus without", unit: "nats" },
-  entropy: { label: "entropy", long: "how undecided the prediction was without the thought", unit: "nats" },
-  surprise: { label: "surprise", long: "how unlikely the word was that was said: −log p, with the thought", unit: "nats" },
+  kl: { label: "KL", long: "KL(with ‖ without): how far the thought moved the prediction", unit: "nats" },
+  weight: { label: "w", long: "The weight that the thought was given", unit: "" },
+  gain: { label: "gain", long: "Log-probability of the word that was said, with the thought minus without", unit: "nats" },
+  entropy: { label: "entropy", long: "How undecided the prediction was without the thought", unit: "nats" },
+  surprise: { label: "surprise", long: "How unlikely the word was that was said: −log p, with the thought", unit: "nats" },
 };
 
 export function valueOf(run, token, measure) {
