@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from browsing import picture
 from quietstar.scratchpad import scale
 from quietstar.scratchpad.store import Store
+from quietstar.scratchpad.trace import Choice
 from quietstar.viewer import export
 from recorded import trace
 from served import serving, until
 from test_hidden_characters import hidden, hostile
 from test_noise_shown import measured
-from test_page import browser, picture, visit  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -29,7 +30,7 @@ def grounds(page, selector: str = ".token") -> list[str]:
     return ["" if len(one) == 4 and not one[3] else "#" + "".join(f"{int(n):02x}" for n in one[:3]) for one in numbers]
 
 
-def test_below_the_floor_no_colour_no_mark_and_never_the_strongest(store, visit):  # noqa: F811
+def test_below_the_floor_no_colour_no_mark_and_never_the_strongest(store, visit):
     run = store.add(measured())
     with serving(store) as served:
         page = visit(f"{served.url}#/run/{run}")
@@ -57,7 +58,7 @@ def test_below_the_floor_no_colour_no_mark_and_never_the_strongest(store, visit)
         picture(page, "floor")
 
 
-def test_a_run_from_before_says_that_it_was_not_measured(store, visit):  # noqa: F811
+def test_a_run_from_before_says_that_it_was_not_measured(store, visit):
     run = store.add(measured(floor=None))
     with serving(store) as served:
         page = visit(f"{served.url}#/run/{run}")
@@ -70,7 +71,7 @@ def test_a_run_from_before_says_that_it_was_not_measured(store, visit):  # noqa:
         assert "(noise floor not measured)" in page.locator(".runs").inner_text()
 
 
-def test_the_legend_shows_every_step_in_its_colour(store, visit):  # noqa: F811
+def test_the_legend_shows_every_step_in_its_colour(store, visit):
     run = store.add(measured())
     with serving(store) as served:
         page = visit(f"{served.url}#/run/{run}")
@@ -84,7 +85,7 @@ def test_the_legend_shows_every_step_in_its_colour(store, visit):  # noqa: F811
             assert grounds(page, ".legend .swatch:not(.negative)") == ["", *scale.COLOURS]
 
 
-def test_the_page_and_python_agree_on_every_step(store, visit):  # noqa: F811
+def test_the_page_and_python_agree_on_every_step(store, visit):
     run = store.add(measured())
     values = [sign * 10 ** (n / 7) for n in range(-35, 10) for sign in (1, -1)] + [0.0, *scale.BOUNDS["kl"]]
     with serving(store) as served:
@@ -99,7 +100,7 @@ def test_the_page_and_python_agree_on_every_step(store, visit):  # noqa: F811
         assert floored == [scale.step(measure, value, 0.004) for value in values]
 
 
-def test_side_by_side_one_colour_is_one_size_and_what_computed_them_is_named(store, visit):  # noqa: F811
+def test_side_by_side_one_colour_is_one_size_and_what_computed_them_is_named(store, visit):
     one = store.add(measured(kls=(0.02, 0.02, 0.02, 0.02)))
     two = store.add(measured(kls=(0.0201, 5.0, 0.0009, 0.0201), dtype="bfloat16", floor=0.003,
                              versions={"torch": "3", "transformers": "5"}))  # fmt: skip
@@ -120,7 +121,7 @@ def test_side_by_side_one_colour_is_one_size_and_what_computed_them_is_named(sto
         picture(page, "compare-floor")
 
 
-def test_a_difference_within_the_larger_floor_is_none(store, visit):  # noqa: F811
+def test_a_difference_within_the_larger_floor_is_none(store, visit):
     one = store.add(measured(kls=(0.02,) * 4))
     two = store.add(measured(kls=(0.0225,) * 4, floor=0.003))
     far = store.add(measured(kls=(0.03,) * 4))
@@ -134,7 +135,21 @@ def test_a_difference_within_the_larger_floor_is_none(store, visit):  # noqa: F8
         assert "mean KL" in page.locator(".differing").inner_text()
 
 
-def test_the_list_of_thoughts_shows_what_is_below_apart(store, visit, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(("probability", "says"), [(0.2999, True), (0.25, False)])
+def test_texts_that_part_within_the_floor_may_part_by_rounding(store, visit, probability, says):
+    names = []
+    for n, word in enumerate((" left", " right")):
+        made = measured()
+        made.tokens[2].id, made.tokens[2].text = 20 + n, word
+        made.thoughts[2].mixed = [Choice(20 + n, word, 0.3), Choice(21 - n, "other", probability)]
+        names.append(store.add(made))
+    with serving(store) as served:
+        page = visit(f"{served.url}#/compare/{names[0]}/{names[1]}")
+        page.locator(".aligned").wait_for()
+        assert ("may be rounding" in page.locator(".compare").inner_text()) == says
+
+
+def test_the_list_of_thoughts_shows_what_is_below_apart(store, visit, tmp_path):
     run = store.add(measured())
     old = store.add(measured(floor=None))
     export.write(store, tmp_path / "page.html", [run, old])
@@ -154,7 +169,7 @@ def test_the_list_of_thoughts_shows_what_is_below_apart(store, visit, tmp_path):
             rows.nth(3).wait_for()
 
 
-def test_a_change_is_told_beside_its_original(store, tiny, visit):  # noqa: F811
+def test_a_change_is_told_beside_its_original(store, tiny, visit):
     made = tiny.generate("the quick fox", max_new_tokens=6, thought_length=3, stop_ids=[]).trace
     made.start.dtype = "bfloat16"
     run = store.add(made)
@@ -177,7 +192,7 @@ def test_a_change_is_told_beside_its_original(store, tiny, visit):  # noqa: F811
 
 
 @pytest.mark.parametrize("page_of", ["run", "runs", "thoughts", "compare", "file"])
-def test_no_hidden_character_of_a_record_is_on_the_page(store, visit, tmp_path, page_of):  # noqa: F811
+def test_no_hidden_character_of_a_record_is_on_the_page(store, visit, tmp_path, page_of):
     run, other = hostile(store), store.add(trace())
     store.tag(run, "plain")
     place = {"run": f"#/run/{run}/1", "runs": "#/runs", "thoughts": "#/thoughts", "compare": f"#/compare/{run}/{other}"}
@@ -200,7 +215,7 @@ def test_no_hidden_character_of_a_record_is_on_the_page(store, visit, tmp_path, 
         assert "evil" in text and not hidden(text) and not hidden(read)
 
 
-def test_a_thought_with_hidden_characters_is_edited_as_it_is_shown(store, tiny, visit):  # noqa: F811
+def test_a_thought_with_hidden_characters_is_edited_as_it_is_shown(store, tiny, visit):
     made = tiny.generate("the quick fox", max_new_tokens=3, thought_length=3, stop_ids=[]).trace
     made.thoughts[1].samples[0].text = "a\u202eb"
     run = store.add(made)

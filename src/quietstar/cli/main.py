@@ -11,6 +11,7 @@ import typer
 from quietstar._version import __version__
 from quietstar.cli import bench, plot, runs, score, show, stats, tasks, think, train, view
 from quietstar.errors import QuietStarError
+from quietstar.text import visible
 
 app = typer.Typer(
     name="quietstar", invoke_without_command=True, add_completion=False, rich_markup_mode=None,
@@ -89,7 +90,7 @@ def _flush() -> None:
 
 def _leave(line: str, code: int) -> NoReturn:
     _flush()
-    print(" ".join(line.split()), file=sys.stderr)
+    print(visible(" ".join(line.split())), file=sys.stderr)  # a line may quote what a file or a record says
     raise SystemExit(code)
 
 

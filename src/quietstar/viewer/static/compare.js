@@ -16,6 +16,7 @@ export async function comparePage({ parts }) {
   const runs = await Promise.all([source.run(parts[1]), source.run(parts[2])].map(async (page) => Run.of(await page)));
   const steps = align(runs[0].tokens, runs[1].tokens, (a, b) => a.text === b.text);
   const parted = steps.filter((step) => !step.same);
+  const alike = await parting(runs, steps, parted[0]);
   const text = (n, step) => runs[n].tokens.slice(...step[SIDES[n]]).map((token) => token.text).join("");
   return {
     element: h(
@@ -23,11 +24,27 @@ export async function comparePage({ parts }) {
       h("h1", {}, "Side by side"),
       facts(runs),
       h("h2", {}, parted.length ? `They part at ${count(parted.length, "place")}` : "They say the same"),
+      alike !== null && h("p", { class: "facts" }, `At the first of them their words are apart by no more than the noise floor (${small(alike)} nats): that they part there, and all that follows from it, may be rounding.`),
       listed(parted, text),
       h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, parted.indexOf(step))))),
       h("p", { class: "legend" }, legend("kl", runs), " Each word leads to its thought."),
     ),
   };
+}
+
+// The larger noise floor, where the words at which two texts first part are no further apart than that; null elsewhere.
+async function parting(runs, steps, first) {
+  const floors = runs.map((run) => run.floor("logprob"));
+  if (!first || floors.includes(null) || steps.indexOf(first) > 1) return null;
+  const from = runs.map((run, n) => run.tokens[first[SIDES[n]][0]]);
+  if (!runs.every((run, n) => from[n] && run.thoughts.has(from[n].position - 1))) return null;
+  const floor = Math.max(...floors);
+  const apart = await Promise.all(runs.map(async (run, n) => {
+    const { mixed } = await source.thought(run.head.id, from[n].position - 1);
+    const [own, other] = [from[n].id, from[1 - n].id].map((id) => mixed.find((choice) => choice.id === id)?.prob);
+    return own && other ? Math.log(own) - Math.log(other) : Infinity;
+  }));
+  return apart.every((distance) => Math.abs(distance) <= floor) ? floor : null;
 }
 
 // The first places where they part, and the rest on demand.

@@ -4,7 +4,7 @@
 import { real_of } from "./dom.js";
 import { step } from "./scale.js";
 
-const FLOORS = { kl: "kl", gain: "logprob", weight: "weight" }; // which noise a measure of a thought has
+const FLOORS = { kl: "kl", gain: "logprob", logprob: "logprob", weight: "weight" }; // which noise a measure of a thought has
 
 export class Run {
   constructor(head = {}) {
