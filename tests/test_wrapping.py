@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fuzzing import fuzz
-from quietstar.cli.render import safe
+from quietstar.cli.render import _ending, safe
 from quietstar.cli.wrapping import Flow, hanging
 from quietstar.scratchpad.store import Store
 from recorded import trace
@@ -112,3 +112,11 @@ def test_think_breaks_lines_between_words(run, folder):
     assert re.sub(r"\s", "", out) == re.sub(r"\s", "", plain)
     short = [word for word in plain.split() if cell_len(word) <= 30 and all(cell_len(c) == 1 for c in word)]
     assert short and all(word in out for word in short)
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("short", "short"), ("the other colors of the sky", "… of the sky"), ("more than the other", "… than the other"),
+    ("a" * 40, "…" + "a" * 16), ("word " + "b" * 20, "…" + "b" * 16), ("one two three four ", "… two three four "),
+])  # fmt: skip
+def test_the_context_of_a_thought_begins_with_a_word(text, shown):
+    assert _ending(text, 16) == shown

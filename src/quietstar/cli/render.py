@@ -244,8 +244,19 @@ def legend(measure: str) -> Text:
 
 def _context(trace: Trace, position: int, width: int = 32) -> str:
     """What was said just before; in a chat the answer alone, elsewhere the prompt too."""
-    text = trace.said(position) if trace.start.chat else trace.context(position, width + 1)
-    return "…" + visible(text[-width:]) if len(text) > width else visible(text) or "(start)"
+    text = trace.said(position) if trace.start.chat else trace.context(position, width + 2)
+    return visible(_ending(text, width)) or "(start)"
+
+
+def _ending(text: str, width: int) -> str:
+    """The last words of a text, about `width` characters; a word is cut only where it alone is longer."""
+    if len(text) <= width:
+        return text
+    kept, before = text[-width:], text[-width - 1]
+    if not kept[0].isspace() and not before.isspace():  # it begins inside a word
+        gap = next((n for n, c in enumerate(kept) if c.isspace()), None)
+        kept = kept if gap is None or not kept[gap:].strip() else kept[gap:]
+    return "…" + kept
 
 
 def _thought_text(thought: ThoughtEvent, changed: bool) -> Text:

@@ -80,7 +80,7 @@ export class Run {
     for (let n = this.tokens.length - 1; n >= 0 && text.length < width; n -= 1) {
       if (this.tokens[n].position <= position) text = this.tokens[n].text + text;
     }
-    return text.length > width ? `…${text.slice(-width)}` : text;
+    return ending(text, width);
   }
 
   at(position) {
@@ -90,6 +90,15 @@ export class Run {
   places() {
     return [...this.thoughts.keys()].sort((a, b) => a - b);
   }
+}
+
+// The last words of a text, about `width` characters; a word is cut only where it alone is longer.
+export function ending(text, width) {
+  if (text.length <= width) return text;
+  const kept = text.slice(-width);
+  const inside = !/\s/.test(kept[0]) && !/\s/.test(text.at(-width - 1));
+  const gap = inside ? kept.search(/\s(?=.*\S)/s) : -1;
+  return `…${gap < 0 ? kept : kept.slice(gap)}`;
 }
 
 function noise_of(found) {

@@ -3,6 +3,7 @@
 
 import { href, stay } from "./address.js";
 import { choice, count, field, fill, h, number, quoted, svg, visible } from "./dom.js";
+import { ending } from "./record.js";
 import { paged } from "./runs.js";
 import { source } from "./source.js";
 
@@ -72,7 +73,7 @@ function row(one) {
   const word = (text) => (text === null ? "–" : quoted(text));
   return h(
     "tr", { class: one.above_noise === false ? "noise" : one.flipped ? "flipped" : null, title: one.above_noise === false ? "below the noise floor: no change" : one.above_noise === null ? "noise floor not measured" : null },
-    h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(one.context).slice(-34) || "(start)"))),
+    h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(ending(one.context, 34)) || "(start)"))),
     h("td", {}, h("bdi", { class: "thought" }, visible(one.text)), one.samples > 1 && h("small", {}, ` +${one.samples - 1}`)),
     COLUMNS.map(([name, label, digits]) => h("td", { class: "n", "data-label": label }, number(one[name], digits))),
     h("td", { "data-label": "without" }, h("bdi", {}, word(one.base_token))),
