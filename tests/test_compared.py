@@ -127,8 +127,9 @@ def test_a_swap_of_two_words_that_are_nearly_alike_is_no_change():
     tie, swapped = choices((1, 0.3001), (2, 0.3)), choices((2, 0.3001), (1, 0.3))
     assert changed(tie, swapped, 0.0) and not changed(tie, swapped, 0.001)
     assert not changed(tie, tie, 0.0) and not changed([], tie, 0.0) and not changed(tie, [], 0.0)
-    far = choices((2, 0.6), (3, 0.2))  # the former first is not even listed
-    assert changed(tie, far, 0.5) and not changed(tie, far, 2.0)
+    clear, other = choices((1, 0.6), (3, 0.2)), choices((2, 0.6), (3, 0.2))  # the other first is not even listed
+    assert changed(clear, other, 0.5) and not changed(clear, other, 2.0)
+    assert not changed(tie, other, 0.5), "a tie of two that one side then prefers is no change of the likeliest"
 
 
 @fuzz(100)

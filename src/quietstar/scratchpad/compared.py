@@ -63,20 +63,18 @@ def otherwise(here: By, recorded: By) -> By | None:
 
 
 def changed(before: Sequence[Choice], after: Sequence[Choice], floor: float) -> bool:
-    """Whether another token is the likeliest, and its log-odds against the former one moved by more than `floor` nats.
+    """Whether another token is the likeliest: each prediction prefers its own to the other's by more than `floor` nats.
 
-    A token that is not listed has at most the probability of the last that is.
+    As `sampling.flipped` has it, from the likeliest tokens alone; one that is not listed has at most the probability of
+    the last that is.
     """
     if not before or not after or before[0].id == after[0].id:
         return False
-    return _odds(after, after[0].id, before[0].id) - _odds(before, after[0].id, before[0].id) > floor
+    return min(_ahead(before, after[0].id), _ahead(after, before[0].id)) > floor
 
 
-def _odds(choices: Sequence[Choice], one: int, other: int) -> float:
-    known = {choice.id: choice.prob for choice in choices}
-    least = min(known.values())
-    return _log(known.get(one, least)) - _log(known.get(other, least))
-
-
-def _log(prob: float) -> float:
-    return math.log(max(prob, 1e-300))
+def _ahead(choices: Sequence[Choice], other: int) -> float:
+    """By how many nats, at least, the likeliest token is ahead of another one."""
+    least = min(choice.prob for choice in choices)
+    prob = next((choice.prob for choice in choices if choice.id == other), least)
+    return math.log(max(choices[0].prob, 1e-300)) - math.log(max(prob, 1e-300))
