@@ -54,7 +54,7 @@ def test_below_the_floor_no_colour_no_mark_and_never_the_strongest(store, visit)
         page.get_by_role("radio", name="gain").check()
         page.wait_for_timeout(300)
         assert grounds(page) == ["", scale.COLOURS[3], "", scale.BELOW_ZERO[1]]
-        assert "Noise floor: 0.005 nats" in page.locator(".legend").inner_text()
+        assert "Noise floor of KL: 0.001 nats" in page.locator(".legend").inner_text()
         picture(page, "floor")
 
 
@@ -80,8 +80,7 @@ def test_the_legend_shows_every_step_in_its_colour(store, visit):
             swatches = page.locator(".legend .swatch:not(.negative)")
             first, *told = swatches.all_inner_texts()
             assert [float(one.split()[0]) for one in told] == list(scale.BOUNDS[measure])
-            assert first == {"kl": "up to 0.001: noise", "gain": "up to 0.005: noise"}.get(
-                measure, f"below {scale.BOUNDS[measure][0]:g}")  # fmt: skip
+            assert first == ("up to 0.001: noise" if measure == "kl" else f"below {scale.BOUNDS[measure][0]:g}")
             assert grounds(page, ".legend .swatch:not(.negative)") == ["", *scale.COLOURS]
 
 

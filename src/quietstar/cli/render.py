@@ -211,6 +211,8 @@ def tinted(trace: Trace, measure: str) -> Text:
     found = {thought.position + 1: getattr(thought, measure) for thought in trace.thoughts}
     flips = {thought.position + 1 for thought in trace.thoughts if trace.changed(thought)}
     limit = noise_of(trace, measure)
+    if measure == "gain":  # its noise is not known; what lies within that of KL has none
+        found |= {thought.position + 1: None for thought in trace.thoughts if not trace.above_noise(thought)}
     out = Text()
     for token in trace.tokens:
         text = safe(token.text)
@@ -226,7 +228,7 @@ def tinted(trace: Trace, measure: str) -> Text:
 
 def noise_of(trace: Trace, measure: str) -> float | None:
     """Up to what size a measure is rounding, None where that is unknown or the measure is no difference."""
-    name = {"kl": "kl", "gain": "logprob", "weight": "weight"}.get(measure)
+    name = {"kl": "kl", "weight": "weight"}.get(measure)
     return None if trace.noise is None or name is None else float(getattr(trace.noise, name))
 
 

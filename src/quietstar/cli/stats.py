@@ -125,7 +125,7 @@ def _print(runs: list[str], found: list[Statistic]) -> None:
         print(f"{one.label:<27} {one.mean:>+9.4f}{mark} {within:<21} {one.unit:<10} {one.count:>8}")
     known = {one.name: f"{one.label} {one.floor:.2g}" for one in found if one.floor is not None}
     if known:
-        told = [known[name] for name in ("kl", "gain", "weight") if name in known]
+        told = [known[name] for name in ("kl", "weight") if name in known]
         print(f"noise floor: {', '.join(told)}; ~ marks a mean within it")
     elif found:
         print("noise floor not measured in every run: small values and changed words may be rounding")

@@ -128,7 +128,7 @@ def _above(trace: Trace, n: int) -> float | None:
 
 def _helped(trace: Trace, n: int) -> float | None:
     gain = trace.thoughts[n].gain
-    return None if gain is None else float(gain > (0.0 if trace.noise is None else trace.noise.logprob))
+    return None if gain is None else float(gain > 0 and trace.above_noise(trace.thoughts[n]))
 
 
 def _only_gain(trace: Trace, n: int) -> float | None:
@@ -161,11 +161,9 @@ _QUIET = "Zelikman et al. 2024, arXiv 2403.09629"
 _LANHAM = "Lanham et al. 2023, arXiv 2307.13702"
 _HERE = "quietstar"
 
-# which noise of a run (`NoiseFloor`) a measure has
-FLOORS = {
-    "weight": "weight", "kl": "kl", "gain": "logprob", "only_gain": "logprob", "compute": "logprob",
-    "content": "logprob",
-}  # fmt: skip
+# Which noise of a run (`NoiseFloor`) a measure has. A gain has none: both of its log-probabilities are of one reading,
+# so that most of the noise that each has is the same in both.
+FLOORS = {"weight": "weight", "kl": "kl"}
 
 MEASURES: dict[str, Measure] = {
     one.name: one
@@ -176,7 +174,7 @@ MEASURES: dict[str, Measure] = {
         Measure("flipped", "likeliest word changed", "share", "argmax pm ≠ argmax p0, by more than rounding", _HERE,
                 lambda t, n: float(t.changed(t.thoughts[n]))),
         Measure("gain", "information gain", "nats", "log pm(x) − log p0(x)", _QUIET, lambda t, n: t.thoughts[n].gain),
-        Measure("helped", "gain above the noise floor", "share", "log pm(x) > log p0(x), by more than rounding", _HERE,
+        Measure("helped", "gain above zero", "share", "log pm(x) > log p0(x), KL above the noise floor", _HERE,
                 _helped),
         Measure("only_gain", "gain, thought alone", "nats", "log pt(x) − log p0(x)", _HERE, _only_gain),
         Measure("surprise", "surprise", "nats", "−log pm(x)", _HERE, lambda t, n: t.thoughts[n].surprise),

@@ -84,7 +84,7 @@ function facts(runs) {
     row("ended", (head) => head.reason ?? "unfinished"), row("tokens", (head) => head.tokens), row("thoughts", (_, run) => run.thoughts.size),
     row("likeliest word changed", (_, run) => run.flips),
   ];
-  const numbers = [["mean w", "weight"], ["mean KL", "kl"], ["mean gain", "gain"]].map(([name, measure]) => mean(runs, name, measure));
+  const numbers = [["mean w", "weight"], ["mean KL", "kl"]].map(([name, measure]) => mean(runs, name, measure));
   const differing = [...rows.filter(([, a, b]) => a !== b), ...numbers.filter((one) => !one.same).map((one) => one.row)];
   const within = numbers.filter((one) => one.within).map((one) => one.row[0]);
   const other = computed.slice(0, -1).filter(([, a, b]) => a !== b).map(([name]) => name);

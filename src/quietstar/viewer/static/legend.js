@@ -26,11 +26,12 @@ function without(bound, runs, measure) {
 
 // The noise floor of runs in words.
 export function noise(runs, measure = "kl") {
-  const known = runs.map((run) => run.floor(measure));
+  const by = measure === "gain" ? "kl" : measure;
+  const known = runs.map((run) => run.floor(by));
   if (runs.every((run) => run.noise === null)) return "Noise floor not measured: small values and changed words may be rounding.";
   if (known.every((one) => one === null)) return "";
   const values = known.map((one) => (one === null ? "not measured" : small(one)));
-  const unit = MEASURES[measure].unit && ` ${MEASURES[measure].unit}`;
+  const unit = MEASURES[by].unit && ` ${MEASURES[by].unit}`;
   const said = new Set(values).size === 1 ? values[0] : `${values[0]} left, ${values[1]} right`;
-  return `Noise floor: ${said}${unit}, what reading the same place again in another batch changes: no colour, no change.`;
+  return `Noise floor${by === measure ? "" : " of KL"}: ${said}${unit}, what reading the same place again in another batch changes: no colour, no change.`;
 }

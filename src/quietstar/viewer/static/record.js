@@ -4,7 +4,7 @@
 import { real_of } from "./dom.js";
 import { step } from "./scale.js";
 
-const FLOORS = { kl: "kl", gain: "logprob", logprob: "logprob", weight: "weight" }; // which noise a measure of a thought has
+const FLOORS = { kl: "kl", logprob: "logprob", weight: "weight" }; // which noise a measure of a thought has
 
 export class Run {
   constructor(head = {}) {
@@ -120,8 +120,13 @@ export function valueOf(run, token, measure) {
   return run.thoughts.get(token.position - 1)?.[measure] ?? null;
 }
 
-// The step of a token on the scale of a measure, 0 within the run's noise floor.
-export const stepOf = (run, token, measure) => step(measure, valueOf(run, token, measure), run.floor(measure));
+// The step of a token on the scale of a measure, 0 within the run's noise floor; for a gain, whose own noise is not
+// known, within that of KL.
+export function stepOf(run, token, measure) {
+  const thought = run.thoughts.get(token.position - 1);
+  if (measure === "gain" && thought && !run.above(thought)) return 0;
+  return step(measure, valueOf(run, token, measure), run.floor(measure));
+}
 
 // What computed a run: precision, device and the versions of what has a say in the numbers.
 export function computed(head) {
