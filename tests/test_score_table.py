@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from quietstar.cli import score
-from quietstar.evals.losses import LossReport
+from quietstar.evals.losses import LossReport, _largest
 from quietstar.intervals import Interval
+from quietstar.scratchpad.trace import NoiseFloor
 
 KINDS = ("base", "own", "only", "filler", "donor", "shuffled", "truncated:12")
 EFFECTS = ("own gain", "compute", "content", "own over filler")
@@ -52,7 +54,32 @@ def test_every_number_stands_whole_on_a_line_that_fits(capsys, monkeypatch, colu
     wanted += [score._signed(row["effects"][name]) for row in made.deciles for name in EFFECTS]
     wanted += [f"{one.mean:+.4f}" for one in made.effects.values()]
     assert not [one for one in wanted if one not in out]
+    assert "noise floor: not measured" in out
     headed = [line for line in out.splitlines() if line.startswith("decile")]
     assert sum(line.count("own over filler") for line in headed) == 1 and all("shuffled" in out for _ in headed)
     tens = [line for line in out.splitlines() if re.match(r"10 ", line)]
     assert len(tens) == len(headed), "every part of a table has its own first column"
+
+
+def test_the_noise_floor_and_what_computed_both_reports_are_named(run, folder, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("the quick brown fox thinks before it speaks")
+    command = ["score", str(text), "--model", folder, "-t", "2", "--controls", "none"]
+    report = json.loads(run(*command, "--json")[1])
+    assert report["computed"]["dtype"] == "float32" and "torch" in report["computed"] and "noise" in report
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report))
+    assert "differ" not in run(*command, "--against", str(file))[2]
+    report["computed"]["dtype"] = "bfloat16\u202e"
+    file.write_text(json.dumps(report))
+    err = run(*command, "--against", str(file))[2]
+    assert "note: the reports differ in dtype: float32 on cpu" in err and "the other bfloat16\\x202e on cpu" in err
+    del report["computed"]
+    file.write_text(json.dumps(report))
+    assert "does not say what computed it" in run(*command, "--against", str(file))[2]
+
+
+def test_the_largest_floor_of_several_texts_counts():
+    floors = [NoiseFloor(2, 0.25, 0.5, 0.125), NoiseFloor(2, 0.125, 0.75, 0.0)]
+    assert _largest(floors) == {"kl": 0.25, "logprob": 0.75, "weight": 0.125}
+    assert _largest([*floors, None]) is None and _largest([]) is None

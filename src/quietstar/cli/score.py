@@ -101,10 +101,20 @@ def _report_of(file: str) -> dict[str, Any]:
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
     from quietstar.evals.losses import against
+    from quietstar.scratchpad.computed import different, in_words
+    from quietstar.text import visible
 
     compared = {}
     if other is not None:
         compared = {kind: against(report.to_dict(), other, kind) for kind in ("base", "own")}
+        found = other.get("computed")
+        told = {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+        differ = different([report.computed, told]) if told else []
+        if differ:
+            print(visible(f"note: the reports differ in {', '.join(differ)}: {in_words(report.computed)}; the other "
+                          f"{in_words(told)}"), file=sys.stderr)  # fmt: skip
+        elif not told:
+            print("note: the other report does not say what computed it (dtype, device, versions)", file=sys.stderr)
     for name in report.skipped:
         print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
@@ -148,6 +158,13 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     changes = [[str(row["decile"]), *(_signed(row["effects"][name]) for name in report.effects)]
                for row in report.deciles]  # fmt: skip
     _table(console, "Effects by decile of base difficulty, nats", ["decile", *report.effects], changes, fixed=1)
+    floor = report.noise
+    said = (
+        "not measured"
+        if floor is None
+        else f"KL {floor['kl']:.2g}, w {floor['weight']:.2g} (what rounding alone changes)"
+    )
+    console.print(Text(f"noise floor: {said}", style="dim"))
     if report.unfinished:
         console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read to the end", style="dim"))
     if len(report.documents) < FEWEST:

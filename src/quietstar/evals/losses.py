@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from quietstar.errors import QuietStarError
+from quietstar.evals.thoughts import here
 from quietstar.intervals import RESAMPLES, Interval, bootstrap
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
     from quietstar.scoring import Score
+    from quietstar.scratchpad.trace import NoiseFloor
 
 CONTROLS = ("filler", "donor", "shuffled")
 
@@ -104,6 +106,8 @@ class LossReport:
         flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
         skipped: names of documents too short to score. settings: everything needed to run it again.
         unfinished: names of documents not read because of Ctrl-C.
+        noise: largest noise floors of the documents, as in `NoiseFloor`; None where one was not measured.
+        computed: dtype, device and versions, as `scratchpad.computed` has them.
     """
 
     tokens: int
@@ -119,6 +123,8 @@ class LossReport:
     skipped: list[str]
     settings: dict[str, Any]
     unfinished: list[str] = field(default_factory=list)
+    noise: dict[str, float] | None = None
+    computed: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -171,6 +177,7 @@ def evaluate(
     total = sum(len(ids) for _, ids in encoded)
     done = 0
     parts: list[dict[str, np.ndarray]] = []  # of finished documents
+    noises: list[NoiseFloor | None] = []
     finished = 0
     interrupt: KeyboardInterrupt | None = None
     try:
@@ -187,6 +194,7 @@ def evaluate(
                     thought_temperature=thought_temperature, mixing_weight=mixing_weight,
                     seed=seed + start + (number << 24),  # other draws in every window of every document
                 )  # fmt: skip
+                noises.append(score.noise)
                 found.append(_columns(score) | {"document": np.full(len(piece) - 1, number)})
             parts, finished = parts + found, number + 1
     except KeyboardInterrupt as error:
@@ -201,10 +209,19 @@ def evaluate(
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
     report = _report(table, names, list(controls), skipped, settings, seed)
+    report.noise, report.computed = _largest(noises), here(model)
     if interrupt is not None:
         report.unfinished = names[finished:]
         raise Interrupted(report) from interrupt
     return report
+
+
+def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
+    """The largest noise floors of several texts, None where one has none."""
+    known = [one for one in noises if one is not None]
+    if not known or len(known) < len(noises):
+        return None
+    return {name: max(float(getattr(one, name)) for one in known) for name in ("kl", "logprob", "weight")}
 
 
 def _columns(score: Score) -> dict[str, np.ndarray]:
