@@ -193,7 +193,7 @@ def _columns(score: Score) -> dict[str, np.ndarray]:
     }  # fmt: skip
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
     columns["continues"] = _continues(score)
-    return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+    return {name: values[0].cpu().double().numpy() for name, values in columns.items()}
 
 
 def _continues(score: Score) -> Tensor:

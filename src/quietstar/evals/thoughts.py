@@ -20,7 +20,8 @@ from quietstar.identity import identify
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.rows import Prefix, Rows
-from quietstar.scoring import filler_token, rows_at_once
+from quietstar.sampling import best
+from quietstar.scoring import rows_at_once
 from quietstar.scratchpad.statistics import area_over, overlap
 from quietstar.scratchpad.trace import Trace
 
@@ -113,7 +114,7 @@ class _Rows:
             for q in chunks(len(hidden_RE), UNEMBED_ROWS):
                 _, mixed_QV, only_QV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
                 said_Q1 = self.said_R[r][q].clamp_min(0)[:, None]
-                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], mixed_QV.argmax(-1), only_QV.argmax(-1)))
+                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], best(mixed_QV), best(only_QV)))
         logprob, mixed, only = (torch.cat(column) for column in zip(*parts, strict=True))
         return logprob, mixed, only
 
@@ -149,7 +150,7 @@ class _Rows:
         for j in range(self.length):
             self.between()
             chosen.append(
-                torch.cat([self.model.logits(hidden_RE[q]).argmax(-1) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
             )
             if j < self.length - 1:
                 hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]
@@ -162,13 +163,13 @@ class _Rows:
         drawn_R = interventions.donor_positions(0, self.place.sequence, index_R)
         row_of = {int(p): r for r, p in reversed(list(enumerate(self.place.position.tolist())))}
         source = [row_of[int(places[d])] if d >= 0 else 0 for d in drawn_R.tolist()]
-        return torch.where(drawn_R[:, None] >= 0, self.own[source], filler_token(self.model))
+        return torch.where(drawn_R[:, None] >= 0, self.own[source], self.model.filler_token)
 
 
 def _of_one_length(rows: _Rows, weight: float | None) -> Iterator[tuple[int, Values]]:
     length = rows.length
     own_R, mixed_R, only_R = rows.predict(rows.own, weight)
-    filler_R = rows.predict(interventions.filler(rows.own, filler_token(rows.model)), weight)[0]
+    filler_R = rows.predict(interventions.filler(rows.own, rows.model.filler_token), weight)[0]
     content_R = own_R - rows.predict(rows.donated(), weight)[0]
     compute_R = filler_R - rows.base()
     cut = [rows.predict(rows.own[:, :j], weight) for j in range(length)]
