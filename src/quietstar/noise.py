@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quietstar.model import Place, ThinkingModel
+from quietstar.model import ThinkingModel
 from quietstar.rows import Prefix, Rows
 from quietstar.sampling import kl_divergence, top
 from quietstar.scratchpad.trace import NoiseFloor
@@ -58,12 +58,11 @@ def measure(
     base_QE = hidden[sequence_Q, position_Q]
     count = len(sequence_Q)
     tokens_QT = torch.full((count, length), model.filler_token, device=ids.device)
-    thought = model.think(prefix, Place(sequence_Q, position_Q, torch.zeros_like(position_Q)), length=length,
-                          tokens=tokens_QT)  # fmt: skip
+    thought_QE = Rows(prefix, sequence_Q, position_Q + 1).extend(model.wrapped(tokens_QT))[:, -1]
     again_QE, thought_again_QE = _again(model, prefix, sequence_Q, position_Q, ids, tokens_QT)
     one, other = (
         _predictions(model, base, after, weight, position_Q)
-        for base, after in ((base_QE, thought.hidden), (again_QE, thought_again_QE))
+        for base, after in ((base_QE, thought_QE), (again_QE, thought_again_QE))
     )
     changes = []
     for before, after in zip(one[:3], other[:3], strict=True):
