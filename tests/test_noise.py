@@ -116,10 +116,10 @@ def test_a_wrapped_output_layer_counts(how):
     else:
         with torch.no_grad():
             layer.modules_to_save["default"].weight.mul_(3)
-        want = 3 * plain
+        want = hidden.float() @ layer.modules_to_save["default"].weight.float().t()
     found = adapted.unembed(hidden)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.detach(), want.detach(), atol=2e-4, rtol=1e-2 if how != "lora" else 1e-4)
+    torch.testing.assert_close(found.detach(), want.detach(), atol=2e-4, rtol=1e-4)
     found.sum().backward()
     assert all(p.grad is not None for n, p in layer.named_parameters() if p.requires_grad)
     with base.disable_adapter():
@@ -337,14 +337,6 @@ def test_banned_tokens_are_no_error():
     model.config.marker_ids = [3, 4]
     trace = model.generate([IDS], max_new_tokens=2, thought_length=2, stop_ids=[])[0].trace
     assert isinstance(trace, Trace) and not {3, 4} & set(trace.ids[len(IDS) :])
-
-
-def test_padding_may_hold_anything():
-    model, _ = thinking("llama")
-    model.decoder_lm.get_input_embeddings().weight.data[0] = torch.nan  # token 0 fills short texts up
-    alone = model.score(IDS[:6], thought_length=2)
-    together = model.score([IDS, IDS[:6]], thought_length=2)
-    torch.testing.assert_close(together.base_logprobs[1, :5], alone.base_logprobs[0])
 
 
 # -- devices without doubles ------------------------------------------------------------------------------------------

@@ -212,10 +212,13 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         """Run visible tokens (B, N), real ones first; returns the prefix and their hidden states (B, N, E)."""
         prefix = prefix or Prefix(self.decoder_lm, ids.shape[0])
         before = prefix.length_B
-        hidden_BNE = prefix.extend(self.embed(ids), counts)
+        embeds_BNE = self.embed(ids)
+        hidden_BNE = prefix.extend(embeds_BNE, counts)
         position_BN = before[:, None] + torch.arange(ids.shape[1], device=ids.device)
         real_BN1 = (position_BN < prefix.length_B[:, None])[..., None]
-        self.check_finite(hidden_BNE.detach().masked_fill(~real_BN1, 0), "hidden states", position_BN)
+        # embeddings first: nan in a later token reaches earlier ones, as masked attention multiplies it by zero
+        for what, values in (("embeddings", embeds_BNE), ("hidden states", hidden_BNE)):
+            self.check_finite(values.detach().masked_fill(~real_BN1, 0), what, position_BN)
         return prefix, hidden_BNE
 
     # -- thinking -----------------------------------------------------------------------------------------------------

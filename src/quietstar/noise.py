@@ -47,7 +47,7 @@ def measure(
     length: int,
     weight: float | None = None,
 ) -> NoiseFloor:
-    """Read places twice, with thoughts of filler tokens, and tell the largest differences.
+    """Read places twice, with the tokens before each as its thought, and tell the largest differences.
 
     Args:
         prefix: the visible text, read. places: which, as `spread` gives them.
@@ -57,7 +57,8 @@ def measure(
     sequence_Q, position_Q = (torch.tensor(column, device=ids.device) for column in places)
     base_QE = hidden[sequence_Q, position_Q]
     count = len(sequence_Q)
-    tokens_QT = torch.full((count, length), model.filler_token, device=ids.device)
+    before_QT = position_Q[:, None] + torch.arange(1 - length, 1, device=ids.device)
+    tokens_QT = ids[sequence_Q[:, None], before_QT.clamp_min(0)]
     thought_QE = Rows(prefix, sequence_Q, position_Q + 1).extend(model.wrapped(tokens_QT))[:, -1]
     again_QE, thought_again_QE = _again(model, prefix, sequence_Q, position_Q, ids, tokens_QT)
     one, other = (

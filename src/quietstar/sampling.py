@@ -103,8 +103,8 @@ def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
     index_R1 = torch.searchsorted(upto_RC, target_R1, right=True).clamp_max(upto_RC.shape[1] - 1)
     before_R1 = torch.where(index_R1 > 0, upto_RC.gather(1, (index_R1 - 1).clamp_min(0)), 0.0)
     at_R = index_R1[:, 0].to(probabilities.device)
-    inside_Rb = blocks_RCb[torch.arange(rows, device=probabilities.device), at_R].cpu()
-    running_Rb = inside_Rb.double().cumsum(-1) + before_R1
+    inside_Rb = blocks_RCb[torch.arange(rows, device=probabilities.device), at_R].cpu().double()
+    running_Rb = inside_Rb.cumsum(-1) + before_R1
     offset_R1 = torch.searchsorted(running_Rb, target_R1, right=True)
     # rounding may leave the target a hair past the end: take the last token of the block that has any probability
     last_R1 = (block - 1 - best((inside_Rb > 0).flip(-1).int()))[:, None]

@@ -294,7 +294,7 @@ def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) ->
         for r in chunks(len(position), UNEMBED_ROWS):
             base_MV = torch.softmax(model.logits(base_ME[r]), dim=-1).cpu().double()
             mixed_MV = model.predict(base_ME[r], thought.hidden[r], weight)[1].exp().cpu().double()
-            greedy = (sampling.best(base_MV) == sampling.best(mixed_MV)).double()
+            greedy = (sampling.best(base_MV) == sampling.best(mixed_MV)).to(base_MV)
             rows.append(torch.stack([*agreements(base_MV, mixed_MV), greedy]))
         found.append(Coupling(kind, weight, *torch.cat(rows, dim=1).mean(1).tolist()))
     return found
