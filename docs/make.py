@@ -18,9 +18,28 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "", "think", "show", "stats", "runs", "runs tag", "runs note", "runs delete", "runs export", "runs import", "view",
-    "score", "train", "plot", "tasks", "tasks list", "tasks make", "tasks convert", "bench", "bench train", "bench generate",
-)  # fmt: skip
+    "",
+    "think",
+    "show",
+    "stats",
+    "runs",
+    "runs tag",
+    "runs note",
+    "runs delete",
+    "runs export",
+    "runs import",
+    "view",
+    "score",
+    "train",
+    "plot",
+    "tasks",
+    "tasks list",
+    "tasks make",
+    "tasks convert",
+    "bench",
+    "bench train",
+    "bench generate",
+)
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
 MEASURES = "<!-- measures: written by docs/make.py from the registry itself -->\n", "<!-- end of measures -->"
 PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "90"]

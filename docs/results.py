@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quietstar.evals.losses import against, read_documents
+from quietstar.documents import read
+from quietstar.evals.losses import against
 from quietstar.intervals import Interval
 
 PLACE, DOCUMENTS = 40, 10
@@ -74,7 +75,7 @@ def thoughts(file: str) -> str:
     def cell(text: str) -> str:
         return "`" + visible(text).replace("|", "¦").replace("`", "'") + "`"
 
-    for document in read_documents([file])[:DOCUMENTS]:
+    for document in read([file]).documents[:DOCUMENTS]:
         ids = model.encode(document.text, raw=True)[0][0][: PLACE + 2]
         score = model.score(ids)
         following = text_of(model.tokenizer, ids[-1:], ids)

@@ -262,7 +262,7 @@ def test_ctrl_c_inside_a_line_waits_for_its_end(folder, monkeypatch):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_ctrl_c_keeps_the_documents_that_were_scored(run, folder, tmp_path, monkeypatch, form):
     lines = tmp_path / "many.jsonl"
-    lines.write_text("".join(json.dumps({"id": f"d{n}", "text": "the thing says"}) + "\n" for n in range(5)))
+    lines.write_text("".join(json.dumps({"id": f"d{n}", "text": f"the thing says {n}"}) + "\n" for n in range(5)))
     count = itertools.count(1)
     score = QuietStar.score
 

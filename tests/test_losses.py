@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from quietstar import QuietStarError
+from quietstar.documents import Document
 from quietstar.evals import losses
-from quietstar.evals.losses import Document, Interrupted, effects_of, evaluate, read_documents
+from quietstar.evals.losses import Interrupted, effects_of, evaluate
 from quietstar.intervals import bootstrap
 
 
@@ -67,21 +68,6 @@ def test_empty_documents_are_skipped_and_named(tiny):
         evaluate(tiny, [Document("empty", "")])
 
 
-def test_broken_files_are_named_with_their_line(tmp_path):
-    broken = tmp_path / "a.jsonl"
-    for content, says in (
-        ('{"text": "ok"}\n{"text": \n', "line 2 is not JSON"),
-        ('{"text": "ok"}\n\n{"body": "x"}\n', "line 3 has no text field 'text' .it has body."),
-        ("[1]\n", "line 1 has no text field"),
-    ):
-        broken.write_text(content)
-        with pytest.raises(QuietStarError, match=says):
-            read_documents([broken])
-    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(QuietStarError, match="not UTF-8 text .byte 3."):
-        read_documents([tmp_path / "b.txt"])
-
-
 def test_any_whole_number_is_a_seed():
     values, groups = np.arange(20.0), np.repeat(np.arange(5), 4)
     assert bootstrap(values, groups, seed=-1) == bootstrap(values, groups, seed=2**64 - 1)
@@ -117,27 +103,6 @@ def test_an_interrupt_keeps_the_documents_that_were_finished(tiny):
     assert stopped.value.report is None
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ('{"text": 5}', "line 1: field 'text' is 5, not a text"),
-        ('{"body": "x"}', r"no text field 'text' \(it has body\)"),
-        ("[" * 100_000, "line 1 is not JSON"),
-    ],
-)
-def test_lines_of_another_form_are_named(tmp_path, content, says):
-    file = tmp_path / "a.jsonl"
-    file.write_text(content)
-    with pytest.raises(QuietStarError, match=says):
-        read_documents([file])
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"text": "x y"}\n')
-    assert [d.text for d in read_documents([file])] == ["x y"]
-
-
 def test_thoughts_that_continue_the_text_are_counted_place_by_place(tiny):
     ids = [5, 6, 7, 8, 9, 10]
     thoughts = torch.tensor([[[[6, 7, 0]], [[7, 0, 9]], [[0, 0, 0]], [[9, 10, 3]], [[10, 9, 9]]]])
@@ -147,7 +112,7 @@ def test_thoughts_that_continue_the_text_are_counted_place_by_place(tiny):
 
 
 def test_the_hardest_fifth_is_a_fifth(tiny):
-    report = losses.evaluate(tiny, [losses.Document(str(n), "the quick brown fox thinks" * 3) for n in range(6)])
+    report = losses.evaluate(tiny, [Document(str(n), "the quick brown fox thinks" * 3) for n in range(6)])
     top = [row for row in report.deciles if row["decile"] >= 9]
     tokens = sum(row["tokens"] for row in top)
     wanted = sum(row["effects"]["own gain"]["mean"] * row["tokens"] for row in top) / tokens
@@ -155,7 +120,7 @@ def test_the_hardest_fifth_is_a_fifth(tiny):
 
 
 def test_two_models_are_compared_document_by_document(tiny):
-    documents = [losses.Document(str(n), f"the thing {n} says it thinks") for n in range(6)]
+    documents = [Document(str(n), f"the thing {n} says it thinks") for n in range(6)]
     report = losses.evaluate(tiny, documents, controls=()).to_dict()
     other = json.loads(json.dumps(report))
     for n, row in enumerate(other["documents"]):
@@ -164,17 +129,41 @@ def test_two_models_are_compared_document_by_document(tiny):
     assert 0.5 <= found.low <= found.mean <= found.high <= 0.55
     assert losses.against(report, report, "base", "base").mean == 0
     other["documents"].pop()
-    with pytest.raises(QuietStarError, match="not of the same documents"):
+    with pytest.raises(QuietStarError, match=r"not of the same documents \(6 and 5\)"):
         losses.against(report, other)
 
 
-def test_a_text_file_can_be_cut_into_documents(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_text("intro\n = One = \nfirst\n = = Part = = \n = Two = \nsecond\n")
-    found = losses.read_documents([path], split=r"^ = [^=]")
-    assert [(d.name, d.text) for d in found] == [
-        ("book.txt:1", "intro\n"), ("book.txt:2", " = One = \nfirst\n = = Part = = \n"),
-        ("book.txt:3", " = Two = \nsecond\n"),
+def test_reports_of_other_texts_tokens_or_windows_are_not_compared(tiny):
+    documents = [Document(str(n), f"the thing {n} says it thinks before it speaks") for n in range(5)]
+    report = json.loads(json.dumps(evaluate(tiny, documents, controls=(), thought_length=1).to_dict()))
+    same = dict(window=512, max_tokens=None)
+    losses.check_comparable(tiny, documents, report, **same)
+    swapped = [Document(d.name, d.text[::-1]) for d in documents]  # the same names and counts
+    assert [len(d.text) for d in swapped] == [len(d.text) for d in documents]
+    with pytest.raises(QuietStarError, match="^0 is another text in the other report"):
+        losses.check_comparable(tiny, swapped, report, **same)
+    with pytest.raises(QuietStarError, match="0 has other tokens in the other report: window 512 there, 8 here"):
+        losses.check_comparable(tiny, documents, report, window=8, max_tokens=None)
+    with pytest.raises(QuietStarError, match="other tokens in the other report: max_tokens None there, 6 here"):
+        losses.check_comparable(tiny, documents, report, window=512, max_tokens=6)
+    other = json.loads(json.dumps(report))
+    for row in other["documents"]:  # what a tokenizer of another vocabulary leaves: as many tokens, other ids
+        row["tokens_hash"] = "0" * 16
+    with pytest.raises(QuietStarError, match="0 has other tokens in the other report: another tokenizer"):
+        losses.against(report, other)
+    del other["documents"][0]["text_hash"]
+    with pytest.raises(QuietStarError, match="does not say which tokens were scored"):
+        losses.against(report, other)
+    for broken in ({}, {"documents": []}, {"documents": [1]}, {"documents": 5}):
+        with pytest.raises(QuietStarError, match="no report of scored documents"):
+            losses.against(report, broken)
+
+
+def test_a_wider_window_that_cuts_nothing_can_be_compared_and_is_told(tiny):
+    documents = [Document("a", "the quick brown fox")]
+    one = evaluate(tiny, documents, controls=(), thought_length=1, window=100).to_dict()
+    two = evaluate(tiny, documents, controls=(), thought_length=1, window=200, seed=3).to_dict()
+    assert losses.against(one, two, "base", "base").mean == 0
+    assert losses.differences(one, two) == [
+        "window is 200 in the other report, 100 here", "seed is 3 in the other report, 0 here",
     ]  # fmt: skip
-    with pytest.raises(QuietStarError, match="split is no regular expression"):
-        losses.read_documents([path], split="(")

@@ -167,14 +167,16 @@ def test_what_counts_as_this_machine():
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.evil", "")))
 
 
-def test_a_host_that_others_reach_gets_a_token_of_its_own(store, monkeypatch):
+def test_every_page_gets_a_token_of_its_own_unless_told_otherwise(store, monkeypatch):
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     told = []
     listening.serve(store, None, host="0.0.0.0", port=0, ready=told.append)
     listening.serve(store, None, port=0, ready=told.append)
-    assert re.search(r"\?token=[\w-]{20,}$", told[0]) and "token" not in told[1]
+    listening.serve(store, None, port=0, token="", ready=told.append)
+    tokens = [re.search(r"\?token=([\w-]{20,})$", address) for address in told[:2]]
+    assert all(tokens) and tokens[0][1] != tokens[1][1] and "token" not in told[2]
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -473,7 +475,7 @@ def test_a_port_in_use_is_one_line_that_says_by_whom(store, run, own_record):
     with serving(store) as served:
         code, _, err = run("view", "--port", str(served.port))
         assert code == 2 and err.count("\n") == 1
-        assert f"open {served.url}" in err and str(store.path) in err
+        assert "another `quietstar view` listens" in err and str(served.port) in err
     with socket.create_server(("127.0.0.1", 0)) as other:
         code, _, err = run("view", "--port", str(other.getsockname()[1]))
         assert code == 2 and err.count("\n") == 1 and "another program" in err
@@ -482,6 +484,7 @@ def test_a_port_in_use_is_one_line_that_says_by_whom(store, run, own_record):
 @pytest.mark.parametrize(
     ("options", "word"),
     [(["--port", "70000"], "--port"), (["--host", "no.such.host.invalid"], "listen"), (["--token", "x"], "--token"),
+     (["--no-token", "--host", "0.0.0.0"], "--no-token"), (["--no-token", "--token", "secret-token"], "not both"),
      (["nothing"], "no run")],
 )  # fmt: skip
 def test_slips_of_the_command_are_one_line(run, options, word):
@@ -506,7 +509,7 @@ def test_the_command_says_where_the_page_is_and_ends_by_ctrl_c(tmp_path):
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
-    assert re.match(rf"http://127\.0\.0\.1:\d+/#/run/{run} ", line)
+    assert re.match(rf"http://127\.0\.0\.1:\d+/\?token=[\w-]+#/run/{run} ", line)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quietstar._version import __version__
-from quietstar.cli import bench, plot, runs, score, show, stats, tasks, think, train, view
+from quietstar.cli import bench, plot, runs, score, show, signals, stats, tasks, think, train, view
 from quietstar.errors import QuietStarError
 from quietstar.text import visible
 
@@ -52,6 +52,7 @@ def main() -> None:
     """Run a command; a person's slip is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
     if hasattr(sys.stdout, "reconfigure"):  # a terminal without some character shows its code instead
         sys.stdout.reconfigure(errors="backslashreplace")
+    signals.end_on_signals()
     try:
         code = app(prog_name="quietstar", standalone_mode=False)
         if sys.stdout is not None:
@@ -61,6 +62,8 @@ def main() -> None:
     except typer.TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", None) or "quietstar"
         _leave(f"quietstar: {error.format_message().rstrip('.')}; see `{where} --help`", 2)
+    except signals.Terminated as ended:
+        _leave("quietstar: terminated; what was finished is above", ended.code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except RuntimeError as error:  # torch tells a lack of memory so

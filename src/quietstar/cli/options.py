@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
 
+Text = TypeVar("Text", str, None, str | None)
 _MODEL, _THINKING, _ANSWER = "Model", "Thinking", "Answer"
 
 Model = Annotated[
@@ -60,6 +61,27 @@ def to_json(value: Any, indent: int | None = None) -> str:
     """JSON for standard output: characters as they are where its encoding has them all, escaped elsewhere."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)
+
+
+def decoded(raw: bytes, what: str) -> str:
+    """Text from standard input; a byte order mark is obeyed, and what is no text is told and read as U+FFFD."""
+    from quietstar.datafiles import decode
+
+    text, notes = decode(raw, what)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return text
+
+
+def argument(text: Text, what: str) -> Text:
+    """Text from the command line, told as in `decoded`; bytes that are no UTF-8 come from the shell as surrogates."""
+    if text is None or text.isascii():
+        return text
+    try:
+        raw = text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:  # surrogates of another kind
+        raw = text.encode("utf-8", errors="surrogatepass")
+    return decoded(raw, what)
 
 
 @contextlib.contextmanager

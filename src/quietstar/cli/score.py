@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 
 
 def score(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, or JSONL with a text field.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help="Plain text (one document); JSON, JSON Lines, CSV, TSV, Parquet (one a row); - is standard input.",
+        ),
+    ],
     model: options.Model = "default",
-    field: Annotated[str, typer.Option(metavar="NAME", help="The text field of JSONL lines.")] = "text",
+    field: Annotated[str, typer.Option(metavar="NAME", help="The column of the text.")] = "text",
     controls: Annotated[
         str, typer.Option(metavar="LIST", help="Controls beside the own thoughts, separated by commas, or none.")
     ] = "filler,donor,shuffled",
+    broken: Annotated[
+        str, typer.Option(metavar="WHAT", help="refuse a file with broken rows, or skip them.")
+    ] = "refuse",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Read the first N documents only.")] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read N tokens of each document at most.")] = None,
     window: Annotated[int, typer.Option(metavar="N", help="Tokens read at once; longer documents are cut.")] = 512,
@@ -34,8 +43,11 @@ def score(
     thought_temperature: options.ThoughtTemperature = None,
     mixing_weight: options.MixingWeight = None,
     seed: options.Seed = 0,
-    split: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Cut text files into documents before each match, as in '^# '.")
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            "--cut", "--split", metavar="REGEX", help="Cut plain text into documents before each match, as in '^# '."
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -52,21 +64,28 @@ def score(
     and each control in the thought's place. Effects are above zero where a thought helps: compute = base - filler,
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
+    from quietstar.documents import Rules, read
     from quietstar.errors import QuietStarError
-    from quietstar.evals.losses import Interrupted, evaluate, names_of, read_documents
+    from quietstar.evals.losses import Interrupted, check_comparable, evaluate, names_of
     from quietstar.interventions import Control
 
     names = [str(Control.parse(name)) for name in names_of(controls)]
-    documents = read_documents(files, field, split)
+    if limit is not None and limit < 1:
+        raise QuietStarError(f"--limit must be at least 1, got {limit}")
+    found = read(files, Rules(field=field, broken=broken, limit=limit or 0, cut=cut, option="--{}"))
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    documents = found.documents
     other = None if against is None else _report_of(against)
-    if limit is not None:
-        if limit < 1:
-            raise QuietStarError(f"--limit must be at least 1, got {limit}")
-        documents = documents[:limit]
     thinker = options.load(model, dtype, device, quantize)
+    if other is not None:
+        check_comparable(thinker, documents, other, window=window, max_tokens=max_tokens)
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
+
+    from quietstar.text import visible
 
     try:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -75,7 +94,7 @@ def score(
                 thinker, documents, controls=names, window=window, max_tokens=max_tokens,
                 thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
                 mixing_weight=mixing_weight, seed=seed,
-                told=lambda name, share: progress.update(task, completed=share, description=name[:30]),
+                told=lambda name, share: progress.update(task, completed=share, description=escape(visible(name[:30]))),
             )  # fmt: skip
     except Interrupted as stopped:
         if stopped.report is not None:
@@ -89,18 +108,18 @@ def _report_of(file: str) -> dict[str, Any]:
     from quietstar.errors import QuietStarError
 
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         if isinstance(found, dict) and isinstance(found["documents"], list):
             return found
     except OSError as error:
         raise QuietStarError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         pass
     raise QuietStarError(f"{file} is no report of `quietstar score --json`")
 
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
-    from quietstar.evals.losses import against
+    from quietstar.evals.losses import against, differences
     from quietstar.scratchpad.computed import different, in_words
     from quietstar.text import visible
 
@@ -115,8 +134,10 @@ def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> No
                           f"{in_words(told)}"), file=sys.stderr)  # fmt: skip
         elif not told:
             print("note: the other report does not say what computed it (dtype, device, versions)", file=sys.stderr)
+        for note in differences(report.to_dict(), other):
+            print(f"note: {visible(note)}", file=sys.stderr)
     for name in report.skipped:
-        print(f"note: {name} has fewer than two tokens and was left out", file=sys.stderr)
+        print(f"note: {visible(name)} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
         more = {"against": {kind: asdict(found) for kind, found in compared.items()}} if compared else {}
         print(options.to_json(report.to_dict() | more, indent=1))

@@ -66,9 +66,7 @@ def _print(store: Store, entry: Run, top: int | None, measure: str) -> None:
     from quietstar.cli.wrapping import console as make
 
     console = make()
-    entries = [entry]
-    while entries[0].continues is not None:  # an answer behind its reasoning
-        entries.insert(0, store.run(entries[0].continues))
+    entries = store.chain(entry.id)
     traces = [store.trace(one.id) for one in entries]
     for one, trace in zip(entries, traces, strict=True):
         _head(console, one, trace)

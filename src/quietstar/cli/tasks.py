@@ -75,7 +75,7 @@ def make(
 
 @app.command("convert")
 def convert(
-    source: Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl file of the data set.")],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="JSON, JSON Lines, CSV or Parquet of the data set.")],
     form: Annotated[str, typer.Option("--format", help="gsm8k, svamp or mawps (MultiArith, AddSub, SingleEq).")],
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="A .jsonl file [standard output].")] = None,
 ) -> None:
@@ -91,16 +91,13 @@ def convert(
 
 
 def _rows(source: str) -> Iterable[dict[str, Any]]:
-    try:
-        lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuietStarError(f"{source} could not be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise QuietStarError(f"{source}, line {number}: not JSON") from error
-            if not isinstance(row, dict):
-                raise QuietStarError(f"{source}, line {number}: expected an object with fields")
-            yield row
+    from quietstar import datafiles
+
+    file = datafiles.Source(source, text=None)
+    for number, row in datafiles.rows(file):
+        if not isinstance(row, dict):
+            why = row if isinstance(row, datafiles.Broken) else f"{datafiles.kind_of(row)}, not an object with fields"
+            raise QuietStarError(f"{source}, {file.unit} {number}: {why}")
+        yield row
+    for note in file.notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -87,6 +87,10 @@ def think(
     if show < 0:
         raise QuietStarError(f"--show must be at least 0, got {show}")
     prompt = _prompt(prompt)
+    system = options.argument(system, "--system")
+    reason_prompt = options.argument(reason_prompt, "--reason-prompt")
+    answer_prompt = options.argument(answer_prompt, "--answer-prompt")
+    stop = [options.argument(text, "--stop") for text in stop or ()]
     recorder = recording.start(db, no_record)
 
     from quietstar.generation import GenerationSettings
@@ -94,7 +98,7 @@ def think(
     settings = GenerationSettings(
         thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
         top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
-        stop=tuple(stop or ()), mixing_weight=mixing_weight, speculate=speculate,
+        stop=tuple(stop), mixing_weight=mixing_weight, speculate=speculate,
     )  # fmt: skip
     thinker = options.load(model, dtype, device, quantize)
     if reason_then_answer:
@@ -138,9 +142,9 @@ def _prompt(given: str | None) -> str:
     if given is None or given == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise QuietStarError('there is no prompt; give one, as in: quietstar think "Why is the sky blue?"')
-        given = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    else:  # bytes that are no UTF-8 come from the shell as surrogates
-        given = given.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+        given = options.decoded(sys.stdin.buffer.read(), "the prompt")
+    else:
+        given = options.argument(given, "the prompt")
     if not given.strip():
         raise QuietStarError("the prompt is empty; give at least one word")
     return given

@@ -15,13 +15,14 @@ def view(
         str | None, typer.Argument(metavar="RUN", help="Open this run; the list of runs when left out.")
     ] = None,
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 takes any free one.")] = 8719,
-    host: Annotated[
-        str, typer.Option(metavar="NAME", help="Address to listen on; any but this machine's own needs the token.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on.")] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="What one must know to come in; made up for other hosts when left out."),
+        typer.Option(metavar="TEXT", help="What one must know to come in; made up when left out."),
     ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Ask for none: every account of this machine may look and ask.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     look: Annotated[bool, typer.Option("--look", help="Show only: no asking, no changing, no model.")] = False,
     model: options.Model = "default",
@@ -33,10 +34,16 @@ def view(
     """Look at the record in a browser: read thoughts in their place, change one, ask.
 
     Serves a page on this machine until Ctrl-C. The model is loaded when the page first asks it something. Nothing
-    leaves the machine, and nobody else can reach the page unless --host says so; then it needs a token.
+    leaves the machine. The address that is printed holds a token; without it nobody else can open the page.
     """
+    from quietstar.viewer.guard import is_loopback
+
     if not 0 <= port <= 65535:
         raise QuietStarError(f"--port must be from 0 to 65535, got {port}")
+    if no_token and token is not None:
+        raise QuietStarError("give --token or --no-token, not both")
+    if no_token and not is_loopback(host):
+        raise QuietStarError(f"--no-token lets in whoever can reach {host}; it goes with this machine's own address")
     if token is not None and (len(token) < 8 or not token.isascii() or not token.replace("-", "_").isidentifier()):
         raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
 
@@ -57,4 +64,4 @@ def view(
 
                 webbrowser.open(address + place)
 
-        serve(store, live, host=host, port=port, token=token, ready=ready)
+        serve(store, live, host=host, port=port, token="" if no_token else token, ready=ready)

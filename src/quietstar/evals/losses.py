@@ -6,17 +6,18 @@ Every figure is a mean over predicted tokens in nats; every interval is a 95 % p
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from quietstar import framing
+from quietstar.documents import Document
 from quietstar.errors import QuietStarError
 from quietstar.evals.thoughts import here
 from quietstar.intervals import RESAMPLES, Interval, bootstrap
@@ -27,61 +28,6 @@ if TYPE_CHECKING:
     from quietstar.scratchpad.trace import NoiseFloor
 
 CONTROLS = ("filler", "donor", "shuffled")
-
-
-@dataclass
-class Document:
-    """A named text."""
-
-    name: str
-    text: str
-
-
-def read_documents(files: Sequence[str | Path], text_field: str = "text", split: str | None = None) -> list[Document]:
-    """Documents of text files (one each) and JSONL files (one a line, the text in `text_field`).
-
-    With `split`, a regular expression (^ and $ at lines), a text file is cut before each match into several documents.
-
-    Raises:
-        QuietStarError: a missing or unreadable file, a broken line, a missing field; names file and line.
-    """
-    documents = []
-    try:
-        border = re.compile(f"(?={split})", re.MULTILINE) if split else None
-    except re.error as error:
-        raise QuietStarError(f"split is no regular expression: {error}") from error
-    for given in files:
-        path = Path(given)
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise QuietStarError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
-        except OSError as error:
-            raise QuietStarError(f"cannot read {path}: {error.strerror}") from error
-        if path.suffix.lower() not in (".jsonl", ".ndjson"):
-            pieces = [content] if border is None else [piece for piece in border.split(content) if piece.strip()]
-            several = len(pieces) > 1
-            documents += [Document(f"{path.name}:{n}" if several else path.name, piece)
-                          for n, piece in enumerate(pieces, start=1)]  # fmt: skip
-            continue
-        for number, line in enumerate(content.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise QuietStarError(f"{path}, line {number} is not JSON: {error}") from error
-            if isinstance(row, dict) and text_field in row and not isinstance(row[text_field], str):
-                raise QuietStarError(
-                    f"{path}, line {number}: field {text_field!r} is {row[text_field]!r:.40}, not a text"
-                )
-            if not isinstance(row, dict) or text_field not in row:
-                have = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
-                raise QuietStarError(
-                    f"{path}, line {number} has no text field {text_field!r} (it has {have}); give --field"
-                )
-            documents.append(Document(str(row.get("id", f"{path.name}:{number}")), row[text_field]))
-    return documents
 
 
 class Interrupted(KeyboardInterrupt):
@@ -99,7 +45,8 @@ class LossReport:
     Args:
         losses: mean loss of "base", "own", "only" and each control.
         effects: "own gain" = base - own; "compute" = base - filler; "content" = donor - own; "own over filler".
-        documents: the same losses a document. deciles: losses and effects by base difficulty, easiest first.
+        documents: the same losses a document, with hashes of its text (`text_hash`) and of its tokens as they were cut
+            into windows (`tokens_hash`). deciles: losses and effects by base difficulty, easiest first.
         hardest: the effects on the fifth of the tokens that is hardest for the base.
         continues: share of thought tokens that are the text's own next tokens, place by place (x_{i+1}, x_{i+2}, ...):
             how far thoughts merely continue the text.
@@ -131,6 +78,48 @@ class LossReport:
         return asdict(self)
 
 
+@dataclass
+class _Encoded:
+    """A document as it is read: its tokens in windows, each behind the tokens that begin a text."""
+
+    document: Document
+    windows: list[list[int]]
+
+    def hashes(self) -> dict[str, str]:
+        """What another report must have to be of the same text, cut into the same tokens."""
+        text = self.document.text.encode("utf-8", errors="surrogatepass")
+        return {
+            "text_hash": hashlib.sha256(text).hexdigest()[:16],
+            "tokens_hash": hashlib.sha256(repr(self.windows).encode()).hexdigest()[:16],
+        }
+
+
+def _encode(
+    model: QuietStar, documents: Sequence[Document], window: int, max_tokens: int | None
+) -> tuple[list[_Encoded], list[str]]:
+    """The documents as they are read, and the names of those too short to score."""
+    begin, _ = framing.frame(model.tokenizer)
+    for name, value in (("window", window), ("max_tokens", max_tokens)):
+        if value is not None and value < max(2, len(begin) + 1):
+            also = f" ({len(begin)} of them begin a text)" if len(begin) > 1 else ""
+            raise QuietStarError(f"{name} must be at least {max(2, len(begin) + 1)} tokens{also}, got {value}")
+    encoded, skipped = [], []
+    for document in documents:
+        try:
+            ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
+        except QuietStarError as error:
+            raise QuietStarError(f"{document.name}: {error}") from error
+        body = ids[len(begin) :] if ids[: len(begin)] == begin else ids
+        pieces = [piece for piece in framing.windows(body, begin, window) if len(piece) > max(1, len(begin))]
+        if pieces:
+            encoded.append(_Encoded(document, pieces))
+        else:
+            skipped.append(document.name)
+    if not encoded:
+        raise QuietStarError("no document has two tokens or more; there is nothing to score")
+    return encoded, skipped
+
+
 def evaluate(
     model: QuietStar,
     documents: Sequence[Document],
@@ -148,7 +137,8 @@ def evaluate(
     """Score every document with its own thoughts and with each control.
 
     Args:
-        window: tokens read at once; longer documents are cut into windows, each read for itself.
+        window: tokens read at once; longer documents are cut into windows, each read for itself and each behind the
+            tokens that the tokenizer puts before a text (they count as tokens of the window).
         max_tokens: read at most so many tokens of each document.
         told: told the name of each document and the share of all tokens done.
 
@@ -156,60 +146,48 @@ def evaluate(
         QuietStarError: a wrong value, or nothing to score.
         Interrupted: on Ctrl-C, with the report of the documents finished until then.
     """
-    if window < 2:
-        raise QuietStarError(f"window must be at least 2 tokens, got {window}")
-    if max_tokens is not None and max_tokens < 2:
-        raise QuietStarError(f"max_tokens must be at least 2, got {max_tokens}")
-    encoded, skipped = [], []
-    for document in documents:
-        try:
-            ids = model.encode(document.text, raw=True)[0][0][:max_tokens] if document.text.strip() else []
-        except QuietStarError as error:
-            raise QuietStarError(f"{document.name}: {error}") from error
-        if len(ids) < 2:
-            skipped.append(document.name)
-        else:
-            encoded.append((document, ids))
-    if not encoded:
-        raise QuietStarError("no document has two tokens or more; there is nothing to score")
+    encoded, skipped = _encode(model, documents, window, max_tokens)
+    begin = len(framing.frame(model.tokenizer)[0])
     length = model.config.thought_length if thought_length is None else thought_length
-    model.check_fits(min(window, max(len(ids) for _, ids in encoded)), length, "window")
-    total = sum(len(ids) for _, ids in encoded)
+    model.check_fits(max(len(piece) for one in encoded for piece in one.windows), length, "window")
+    total = sum(len(piece) for one in encoded for piece in one.windows)
     done = 0
     parts: list[dict[str, np.ndarray]] = []  # of finished documents
     noises: list[NoiseFloor | None] = []
     finished = 0
     interrupt: KeyboardInterrupt | None = None
     try:
-        for number, (document, ids) in enumerate(encoded):
+        for number, one in enumerate(encoded):
             found = []
-            for start in range(0, len(ids), window):
-                piece = ids[start : start + window]
-                told(document.name, done / total)
+            start = 0
+            for piece in one.windows:
+                told(one.document.name, done / total)
                 done += len(piece)
-                if len(piece) < 2:
-                    continue
                 score = model.score(
                     piece, controls=controls, thought_length=thought_length, samples=samples,
                     thought_temperature=thought_temperature, mixing_weight=mixing_weight,
                     seed=seed + start + (number << 24),  # other draws in every window of every document
                 )  # fmt: skip
                 noises.append(score.noise)
-                found.append(_columns(score) | {"document": np.full(len(piece) - 1, number)})
+                columns = {name: values[max(0, begin - 1) :] for name, values in _columns(score).items()}
+                found.append(columns | {"document": np.full(len(columns["base"]), number)})
+                start += len(piece) - begin
             parts, finished = parts + found, number + 1
     except KeyboardInterrupt as error:
         interrupt = error
         if not finished:
             raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    names = [document.name for document, _ in encoded]
+    names = [one.document.name for one in encoded]
     settings = dict(
         model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
-        max_tokens=max_tokens, thought_length=length, samples=samples,
+        max_tokens=max_tokens, begin=framing.frame(model.tokenizer)[0], thought_length=length, samples=samples,
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
     report = _report(table, names, list(controls), skipped, settings, seed)
     report.noise, report.computed = _largest(noises), here(model)
+    for row, one in zip(report.documents, encoded, strict=False):  # fewer rows after Ctrl-C
+        row |= one.hashes()
     if interrupt is not None:
         report.unfinished = names[finished:]
         raise Interrupted(report) from interrupt
@@ -232,7 +210,7 @@ def _columns(score: Score) -> dict[str, np.ndarray]:
     }  # fmt: skip
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
     columns["continues"] = _continues(score)
-    return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+    return {name: values[0].cpu().double().numpy() for name, values in columns.items()}
 
 
 def _continues(score: Score) -> Tensor:
@@ -297,24 +275,89 @@ def _report(
     )  # fmt: skip
 
 
+def check_scorable(model: QuietStar, documents: Sequence[Document], *, window: int, max_tokens: int | None) -> None:
+    """Check that `evaluate` has something to score.
+
+    Raises:
+        QuietStarError: no document has two tokens, or a window that is too short.
+    """
+    _encode(model, documents, window, max_tokens)
+
+
+def check_comparable(
+    model: QuietStar, documents: Sequence[Document], other: dict[str, Any], *, window: int, max_tokens: int | None
+) -> None:
+    """Check before anything is scored that `against` will be able to compare with the report `other`.
+
+    Raises:
+        QuietStarError: `other` is no report, or of other texts, another tokenizer, or tokens cut in another way.
+    """
+    rows = []
+    begin = max(1, len(framing.frame(model.tokenizer)[0]))
+    for one in _encode(model, documents, window, max_tokens)[0]:
+        tokens = sum(len(piece) - begin for piece in one.windows)
+        rows.append({"document": one.document.name, "tokens": tokens, **one.hashes()})
+    _check_same(rows, other, {"window": window, "max_tokens": max_tokens})
+
+
+def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dict[str, Any]) -> None:
+    theirs = other.get("documents")
+    if not isinstance(theirs, list) or not theirs or not all(isinstance(row, dict) for row in theirs):
+        raise QuietStarError("the other report is no report of scored documents")
+    if [row["document"] for row in rows] != [row.get("document") for row in theirs]:
+        raise QuietStarError(
+            f"the two reports are not of the same documents ({len(rows)} and {len(theirs)}); score both on the same "
+            "texts"
+        )
+    for mine, row in zip(rows, theirs, strict=True):
+        if not row.get("text_hash") or not row.get("tokens_hash"):
+            raise QuietStarError("the other report does not say which tokens were scored (an older one); score it anew")
+        if mine["text_hash"] != row["text_hash"]:
+            raise QuietStarError(
+                f"{mine['document']} is another text in the other report; score both on the same texts"
+            )
+        if mine["tokens_hash"] != row["tokens_hash"] or mine["tokens"] != row.get("tokens"):
+            had = other.get("settings") if isinstance(other.get("settings"), dict) else {}
+            assert isinstance(had, dict)
+            cut = [f"{name} {had.get(name)} there, {value} here" for name, value in settings.items()
+                   if had.get(name) != value]  # fmt: skip
+            raise QuietStarError(
+                f"{mine['document']} has other tokens in the other report: "
+                + (f"{'; '.join(cut)}; score both in the same way" if cut else "another tokenizer")
+            )
+
+
+def differences(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Settings that two reports do not share, besides the model and the controls, one sentence each."""
+    mine, theirs = own["settings"], other.get("settings")
+    if not isinstance(theirs, dict):
+        return ["the other report has no settings"]
+    names = [name for name in {**mine, **theirs} if name not in ("model", "controls")]
+    return [
+        f"{name} is {theirs.get(name)} in the other report, {mine.get(name)} here"
+        for name in names
+        if json.dumps(mine.get(name), default=str) != json.dumps(theirs.get(name), default=str)
+    ]
+
+
 def against(own: dict[str, Any], other: dict[str, Any], mine: str = "own", theirs: str = "base") -> Interval:
     """Loss of another model less this one's on the same documents, per token: above 0 where this one is better.
 
     Args:
-        own, other: reports as `LossReport.to_dict` gives them, of the same texts cut in the same way.
+        own, other: reports as `LossReport.to_dict` gives them, of the same texts in the same tokens and windows.
         mine, theirs: which losses are compared.
 
     Raises:
-        QuietStarError: the two are not of the same documents and tokens.
+        QuietStarError: the two are not of the same texts and tokens, or a loss is missing.
     """
-    rows = list(zip(own["documents"], other["documents"], strict=False))
-    same = [(row["document"], row["tokens"]) for row in own["documents"]] == [
-        (row["document"], row["tokens"]) for row in other["documents"]
-    ]
-    if not same or not rows:
-        raise QuietStarError("the two reports are not of the same documents and tokens; score both in the same way")
+    settings = own["settings"]
+    _check_same(own["documents"], other, {name: settings.get(name) for name in ("window", "max_tokens")})
+    rows = list(zip(own["documents"], other["documents"], strict=True))
     tokens = np.array([row["tokens"] for row, _ in rows])
-    each = np.array([theirs_row[theirs] - mine_row[mine] for mine_row, theirs_row in rows])
+    try:
+        each = np.array([float(theirs_row[theirs]) - mine_row[mine] for mine_row, theirs_row in rows])
+    except (KeyError, TypeError, ValueError) as error:
+        raise QuietStarError(f"the other report has no loss {theirs!r} for every document") from error
     return bootstrap(np.repeat(each, tokens), np.repeat(np.arange(len(rows)), tokens))
 
 

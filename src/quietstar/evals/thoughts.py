@@ -7,7 +7,7 @@ over the numbers, are in `quietstar.scratchpad.statistics`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from quietstar.identity import identify, versions
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.rows import Prefix, Rows
-from quietstar.scoring import filler_token, rows_at_once
+from quietstar.sampling import best
+from quietstar.scoring import rows_at_once
 from quietstar.scratchpad import computed
 from quietstar.scratchpad.statistics import area_over, overlap
 from quietstar.scratchpad.trace import Trace
@@ -78,8 +79,10 @@ def forced_weight(trace: Trace) -> float | None:
 
 
 @torch.inference_mode()
-def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
+def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda: None) -> dict[int, Values]:
     """Measure the thoughts of a run, by position; `Store.measure` keeps them.
+
+    `between` is called between chunks of rows, every second or so; it may raise to end the measurement.
 
     Names: "compute", "content" (only where something was said after the thought), "early_area", "early_area_only",
     "early:J" and "early_only:J" (1 where J tokens of the thought settle the next token), "garble", "greedy". Where a
@@ -105,7 +108,7 @@ def measure(model: QuietStar, trace: Trace) -> dict[int, Values]:
     ]
     found: dict[int, list[Values]] = {}
     for _, group in groupby(sorted(rows), key=lambda row: row[0]):
-        for position, values in _of_one_length(_Rows(model, prefix, hidden_1NE[0], ids[0], list(group)),
+        for position, values in _of_one_length(_Rows(model, prefix, hidden_1NE[0], ids[0], list(group), between),
                                                forced_weight(trace)):  # fmt: skip
             found.setdefault(position, []).append(values)
     return {
@@ -119,9 +122,9 @@ class _Rows:
 
     def __init__(
         self, model: QuietStar, prefix: Prefix, base_NE: Tensor, ids: Tensor,
-        rows: list[tuple[int, int, int, list[int]]],
+        rows: list[tuple[int, int, int, list[int]]], between: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.model, self.prefix = model, prefix
+        self.model, self.prefix, self.between = model, prefix, between
         self.length = rows[0][0]
         position, sample = (torch.tensor([row[n] for row in rows], device=ids.device) for n in (1, 2))
         self.place = Place(torch.zeros_like(position), position, sample)
@@ -133,12 +136,13 @@ class _Rows:
         """With `thoughts` (R, T): log-probability of the said token, likeliest token mixed and alone; (R,) each."""
         parts = []
         for r in chunks(len(self.place), rows_at_once(self.prefix, thoughts.shape[1], 1)):
+            self.between()
             thought = self.model.think(self.prefix, self.place[r], length=thoughts.shape[1], tokens=thoughts[r])
             hidden_RE = thought.hidden
             for q in chunks(len(hidden_RE), UNEMBED_ROWS):
                 _, mixed_QV, only_QV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
                 said_Q1 = self.said_R[r][q].clamp_min(0)[:, None]
-                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], mixed_QV.argmax(-1), only_QV.argmax(-1)))
+                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], best(mixed_QV), best(only_QV)))
         logprob, mixed, only = (torch.cat(column) for column in zip(*parts, strict=True))
         return logprob, mixed, only
 
@@ -154,6 +158,7 @@ class _Rows:
         """The base's mean log-probability of the thought as text (R,), and its own greedy continuation (R, T)."""
         likely, greedy = [], []
         for r in chunks(len(self.place), rows_at_once(self.prefix, self.length, 1)):
+            self.between()
             place, own = self.place[r], self.own[r]
             hidden_RLE = self.base_RE[r][:, None]
             if self.length > 1:
@@ -171,8 +176,9 @@ class _Rows:
         rows = Rows(self.prefix, place.sequence, place.position + 1, capacity=self.length)
         chosen = []
         for j in range(self.length):
+            self.between()
             chosen.append(
-                torch.cat([self.model.logits(hidden_RE[q]).argmax(-1) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
             )
             if j < self.length - 1:
                 hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]
@@ -185,13 +191,13 @@ class _Rows:
         drawn_R = interventions.donor_positions(0, self.place.sequence, index_R)
         row_of = {int(p): r for r, p in reversed(list(enumerate(self.place.position.tolist())))}
         source = [row_of[int(places[d])] if d >= 0 else 0 for d in drawn_R.tolist()]
-        return torch.where(drawn_R[:, None] >= 0, self.own[source], filler_token(self.model))
+        return torch.where(drawn_R[:, None] >= 0, self.own[source], self.model.filler_token)
 
 
 def _of_one_length(rows: _Rows, weight: float | None) -> Iterator[tuple[int, Values]]:
     length = rows.length
     own_R, mixed_R, only_R = rows.predict(rows.own, weight)
-    filler_R = rows.predict(interventions.filler(rows.own, filler_token(rows.model)), weight)[0]
+    filler_R = rows.predict(interventions.filler(rows.own, rows.model.filler_token), weight)[0]
     content_R = own_R - rows.predict(rows.donated(), weight)[0]
     compute_R = filler_R - rows.base()
     cut = [rows.predict(rows.own[:, :j], weight) for j in range(length)]

@@ -20,6 +20,7 @@ Row = sqlite3.Row
 Statement = tuple[str, Sequence[Any]]
 
 _WIDEST = 2**63  # of SQLite's integers
+MOST_IN_A_BATCH = 2**20  # sequences; more is a damaged number
 
 
 def insert(table: str, columns: Mapping[str, Any]) -> Statement:
@@ -98,7 +99,10 @@ def start_of(row: Row, batch: Iterable[Row]) -> Start:
 
     The prompts of runs of the batch that were deleted are "" and [].
     """
+    batch = list(batch)
     size = row["batch_size"]
+    if not 0 < size <= MOST_IN_A_BATCH:
+        raise ValueError(f"a batch of {size} runs")
     asked, prompts, prompt_ids = [""] * size, [""] * size, [list[int]() for _ in range(size)]
     for one in batch:
         b = one["sequence"]

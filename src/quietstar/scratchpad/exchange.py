@@ -33,6 +33,9 @@ from quietstar.scratchpad.trace import Trace
 
 FORMATS = ("jsonl", "csv", "parquet")
 FORM = 1  # of a line of JSON
+LONGEST_LINE = 256 * 2**20  # bytes; a run of 100,000 thoughts has about 100 MB
+DEEPEST = 32  # of lists and objects inside each other
+_ID = re.compile(r"[0-9a-z]{4,32}")
 
 
 @dataclass
@@ -232,7 +235,8 @@ def load(store: Store, path: str | Path) -> Imported:
             try:
                 _insert(db, one, name)
             except (sqlite3.IntegrityError, OverflowError) as error:
-                raise QuietStarError(f"{path}, line {number}: {error}; nothing was imported") from error
+                reason = "a number is too large" if isinstance(error, OverflowError) else str(error)
+                raise QuietStarError(f"{path}, line {number}: {reason}; nothing was imported") from error
             if one.batch is not None:
                 db.execute("UPDATE runs SET batch = ? WHERE id = ?", [new_names.get(one.batch, one.batch), name])
             if one.continues is not None:
@@ -243,7 +247,23 @@ def load(store: Store, path: str | Path) -> Imported:
                 "UPDATE runs SET continues = (SELECT id FROM runs WHERE id = ?) WHERE id = ?",
                 [new_names.get(before, before), name],
             )
+        if circle := _circle(db, done.added):
+            raise QuietStarError(f"{path}: run {circle} goes on from itself; nothing was imported")
     return done
+
+
+def _circle(db: sqlite3.Connection, runs: Iterable[str]) -> str | None:
+    """The first of these runs that goes on from itself, directly or through others; None where none does."""
+    for run in runs:
+        seen: set[str] = set()
+        at: str | None = run
+        while at is not None and at not in seen:
+            seen.add(at)
+            row = db.execute("SELECT continues FROM runs WHERE id = ?", [at]).fetchone()
+            at = row[0] if row is not None else None
+            if at == run:
+                return run
+    return None
 
 
 def _same(store: Store, one: Line) -> bool:
@@ -277,7 +297,10 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     number = 0
     try:
         with Path(path).expanduser().open("rb") as file:
-            for number, raw in enumerate(file, 1):
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    raise _NotOurs(f"it has more than {LONGEST_LINE // 2**20} MB")
                 if raw.strip():
                     one = form.validate_python(_run_of(raw))
                     _check(one)
@@ -286,7 +309,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise QuietStarError(f"{path}, line {number}: {where}: {first['msg']}; nothing was imported") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # JSON of no end of brackets runs out of stack
         reason = "it is no JSON" if not isinstance(error, _NotOurs) else str(error)
         raise QuietStarError(f"{path}, line {number}: {reason}; nothing was imported") from error
     except OSError as error:
@@ -301,6 +324,8 @@ class _NotOurs(ValueError):
 
 def _run_of(raw: bytes) -> dict[str, Any]:
     found = json.loads(raw)
+    if _deeper(found, DEEPEST):
+        raise _NotOurs(f"it has lists or objects more than {DEEPEST} deep")
     if not isinstance(found, dict) or not isinstance(found.get("quietstar"), int):
         raise _NotOurs("it is no run that quietstar exported")
     if found["quietstar"] > FORM:
@@ -308,12 +333,38 @@ def _run_of(raw: bytes) -> dict[str, Any]:
     return found
 
 
+def _deeper(value: Any, most: int) -> bool:
+    """True where lists and objects stand inside each other more than `most` deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _utc(text: str) -> str:
+    """A time in ISO 8601 as the record keeps it; a time without a zone is UTC."""
+    try:
+        when = datetime.fromisoformat(text)
+        when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+        return when.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError) as error:
+        raise _NotOurs(f"{text[:40]!r} is no time") from error
+
+
 def _check(one: Line) -> None:
     """What the types do not say."""
     trace = one.trace
     start = trace.start
-    if not re.fullmatch(r"[0-9a-z]{4,32}", one.id):
-        raise _NotOurs(f"{one.id[:40]!r} is no id of a run")
+    for run in (one.id, one.batch, one.continues):
+        if run is not None and not _ID.fullmatch(run):
+            raise _NotOurs(f"{run[:40]!r} is no id of a run")
     if not len(start.prompts) == len(start.prompt_ids) > trace.sequence >= 0:
         raise _NotOurs("its prompts do not fit its sequence")
     if start.asked and len(start.asked) != len(start.prompts):
@@ -325,9 +376,6 @@ def _check(one: Line) -> None:
         if any(a >= b for a, b in pairwise(places)):
             raise _NotOurs(f"its {name} are not in order")
     one.tags = [checked_tag(tag) for tag in one.tags]
-    try:
-        when = datetime.fromisoformat(one.started)
-    except ValueError as error:
-        raise _NotOurs(f"{one.started[:40]!r} is no time") from error
-    when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-    one.started = when.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    one.started = _utc(one.started)
+    for made in one.interventions:
+        made.made = _utc(made.made) if made.made else ""

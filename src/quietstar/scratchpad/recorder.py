@@ -8,7 +8,6 @@ end is told in `problem`. Recording never stops what it records.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -158,7 +157,7 @@ class Recorder:
             return
         try:
             self._store.write(self._pending, wait=schema.BUSY_SECONDS if patient else _IMPATIENT)
-        except sqlite3.Error as error:
+        except schema.TROUBLE as error:
             self.problem = str(schema.told(error, self._store.path))
         else:
             self._pending, self.problem = [], None

@@ -8,7 +8,9 @@ is opened, a newer or foreign one is refused and left as it is.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -203,9 +205,21 @@ ALTER TABLE runs ADD COLUMN noise_weight REAL;   -- of the mixing weight w
 ALTER TABLE runs ADD COLUMN noise_places INTEGER;  -- places read twice to find out; NULL where nobody did
 """
 
+# Accents are folded in every script's composed letters, several on one letter included (remove_diacritics 2).
+_SEARCH = """
+DROP TABLE runs_search;
+DROP TABLE samples_search;
+CREATE VIRTUAL TABLE runs_search USING fts5(
+    prompt, text, content="runs", content_rowid="number", tokenize="unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE samples_search USING fts5(
+    text, content="samples", content_rowid="number", tokenize="unicode61 remove_diacritics 2");
+INSERT INTO runs_search(runs_search) VALUES ('rebuild');
+INSERT INTO samples_search(samples_search) VALUES ('rebuild');
+"""
+
 # One script a version: the script at index v brings a file from version v to v + 1. Add, never change: files made by
 # every release are out there (tests/test_schema.py keeps one of each).
-MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE]
+MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE, _SEARCH]
 
 TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
 
@@ -222,6 +236,8 @@ def default_path() -> Path | None:
 
 def prepare(path: Path, create: bool) -> bool:
     """Make sure that `path` is a record of this version: create it, or bring it up. True where it can be written.
+
+    A file that cannot be written is only looked at; see `connect`.
 
     Raises:
         QuietStarError: no such file (unless `create`), no place for one, a foreign, damaged, newer or locked file.
@@ -248,7 +264,7 @@ def prepare(path: Path, create: bool) -> bool:
                     raise QuietStarError(f"the record {path} has an older form and cannot be brought up: not writable")
                 _use_wal(db)
                 _upgrade(db, path)
-    except sqlite3.Error as error:
+    except TROUBLE as error:
         raise told(error, path) from error
     return writable
 
@@ -256,11 +272,17 @@ def prepare(path: Path, create: bool) -> bool:
 def connect(path: Path, writable: bool = True) -> sqlite3.Connection:
     """A connection with this file's rules: transactions are begun by hand, foreign keys hold, deleted text is erased.
 
-    A file that cannot be written is read as it is on the disk.
+    A file that cannot be written is read where it stands. Where SQLite cannot do that (a file with a write-ahead log in
+    a folder that cannot be written has no place for the index of the log), a copy of it in memory is read.
     """
-    uri = path.resolve().as_uri() + ("?mode=rw" if writable else "?mode=ro&immutable=1")
-    # any thread may close it, one thread uses it
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        db = _connect(path.resolve().as_uri() + ("?mode=rw" if writable else "?mode=ro"))
+        if not writable:
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError as error:
+        if writable or code_of(error) not in (CANTOPEN, READONLY):
+            raise
+        db = _copied(path)
     try:
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA foreign_keys = ON")
@@ -271,6 +293,25 @@ def connect(path: Path, writable: bool = True) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    """A connection that any thread may close and one thread uses."""
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """The file, and its write-ahead log if there is one, as a database in memory."""
+    memory = _connect("file::memory:")
+    with tempfile.TemporaryDirectory(prefix="quietstar-") as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        log = path.with_name(path.name + "-wal")
+        if log.exists():
+            shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
+        with closing(_connect(copy.as_uri())) as db:
+            db.backup(memory)
+    return memory
 
 
 # SQLite's primary result codes (sqlite.org/rescode.html) and the words it says them with; Python 3.10 has only those.
@@ -289,9 +330,15 @@ def code_of(error: sqlite3.Error) -> int:
     return next((code for words, code in _WORDS.items() if words in str(error)), 0)
 
 
-def told(error: sqlite3.Error, path: Path) -> QuietStarError:
+# What SQLite raises; where the file is damaged, its own words may be no text.
+TROUBLE = (sqlite3.Error, UnicodeDecodeError)
+
+
+def told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> QuietStarError:
     """What SQLite says, as one line for a person."""
-    text, code = str(error), code_of(error)
+    if isinstance(error, UnicodeDecodeError):
+        error = sqlite3.DatabaseError("it holds bytes that are no text, malformed")
+    text, code = " ".join(str(error).split()), code_of(error)
     if code in (BUSY, LOCKED):
         return QuietStarError(f"the record {path} is locked by another program; try again when it is done")
     if code == FULL:

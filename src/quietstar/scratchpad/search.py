@@ -1,6 +1,7 @@
 """What a person types into a search box, as SQL conditions; any text is a valid search.
 
-Words are found by their beginnings, in any order and case; "words in quotes" stand together. Writing without spaces
+Words are found by their beginnings, in any order and case, with or without accents, whether their letters are composed
+(one code point) or decomposed (a letter and its marks); "words in quotes" stand together. Writing without spaces
 between words, and words with symbols (C++), are no words to the full-text index: these are looked for as they stand,
 which reads every row.
 """
@@ -51,8 +52,9 @@ def in_runs(query: str) -> tuple[list[str], list[Any]]:
             conditions.append(_RUN)
             values += [_match(word)] * 2
         else:
-            conditions.append(_RUN_AS_IT_STANDS)
-            values += [_folded(word)] * 3
+            forms = _forms(word)
+            conditions.append(f"({' OR '.join([_RUN_AS_IT_STANDS] * len(forms))})")
+            values += [_folded(form) for form in forms for _ in range(3)]
     return conditions, values
 
 
@@ -60,9 +62,13 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
     """Conditions on `thoughts t`: each word stands in one of its samples."""
     conditions, values = [], []
     for word in words(query):
-        indexed = _indexed(word)
-        conditions.append(_THOUGHT if indexed else _THOUGHT_AS_IT_STANDS)
-        values.append(_match(word) if indexed else _folded(word))
+        if _indexed(word):
+            conditions.append(_THOUGHT)
+            values.append(_match(word))
+        else:
+            forms = _forms(word)
+            conditions.append(f"({' OR '.join([_THOUGHT_AS_IT_STANDS] * len(forms))})")
+            values += [_folded(form) for form in forms]
     return conditions, values
 
 
@@ -116,13 +122,18 @@ def where(conditions: Sequence[str]) -> str:
 
 
 def _match(word: str) -> str:
-    """A phrase for FTS5 whose last word may go on; quoted, so that nothing in it is syntax."""
-    return '"' + word.replace('"', '""') + '" *'
+    """A phrase for FTS5 whose last word may go on, in each of its forms; quoted, so that nothing in it is syntax."""
+    return " OR ".join('"' + form.replace('"', '""') + '" *' for form in _forms(word))
+
+
+def _forms(word: str) -> list[str]:
+    """The word as texts may write it: with composed and with decomposed letters."""
+    return list(dict.fromkeys([word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)]))
 
 
 def _indexed(word: str) -> bool:
     """True where the index cuts this into words as a person does."""
-    kinds = {unicodedata.category(c) for c in word}
+    kinds = {unicodedata.category(c) for c in unicodedata.normalize("NFC", word)}
     return "Lo" not in kinds and not any(k[0] == "S" for k in kinds) and any(k[0] in "LN" for k in kinds)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,16 @@ ORDERS = {**search.MEASURES, "position": "t.position", "number": "t.number"}  # 
 _Entry = TypeVar("_Entry")
 
 
+class _Held:
+    """A connection that is closed when nobody holds it any more: the thread it belongs to has ended."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def __del__(self) -> None:
+        self.db.close()
+
+
 class Store:
     """All recorded runs of one file.
 
@@ -39,7 +50,7 @@ class Store:
     def __init__(self, path: Path, writable: bool) -> None:
         self.path, self.writable = path, writable
         self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._opened: weakref.WeakSet[_Held] = weakref.WeakSet()
 
     @classmethod
     def open(cls, path: str | Path | None = None, *, create: bool = True) -> Store:
@@ -63,7 +74,7 @@ class Store:
     def close(self) -> None:
         """Close the connections of all threads."""
         while self._opened:
-            self._opened.pop().close()
+            self._opened.pop().db.close()
         self._local = threading.local()
 
     def __enter__(self) -> Store:
@@ -141,13 +152,16 @@ class Store:
             samples: dict[int, list[sqlite3.Row]] = {}
             for one in db.execute("SELECT * FROM samples WHERE run = ? ORDER BY position, sample", [run]):
                 samples.setdefault(one["position"], []).append(one)
-        sequence = row["sequence"]
-        return Trace(
-            start=columns.start_of(row, batch), sequence=sequence,
-            thoughts=[columns.thought_of(one, samples.get(one["position"], ()), sequence) for one in thoughts],
-            tokens=[columns.token_of(one, sequence) for one in tokens], end=columns.end_of(row),
-            noise=columns.noise_of(row),
-        )  # fmt: skip
+        with self.decoding(f"run {run}"):
+            sequence = row["sequence"]
+            return Trace(
+                start=columns.start_of(row, batch),
+                sequence=sequence,
+                thoughts=[columns.thought_of(one, samples.get(one["position"], ()), sequence) for one in thoughts],
+                tokens=[columns.token_of(one, sequence) for one in tokens],
+                end=columns.end_of(row),
+                noise=columns.noise_of(row),
+            )
 
     def thought(self, name: str, position: int) -> ThoughtEvent:
         """One thought of a run with all its samples and candidates."""
@@ -157,7 +171,8 @@ class Store:
             raise QuietStarError(f"run {run} has no thought at position {position}")
         samples = self._rows("SELECT * FROM samples WHERE run = ? AND position = ? ORDER BY sample", [run, position])
         sequence = self._row("SELECT sequence FROM runs WHERE id = ?", [run])["sequence"]
-        return columns.thought_of(found[0], samples, sequence)
+        with self.decoding(f"run {run}, position {position}"):
+            return columns.thought_of(found[0], samples, sequence)
 
     # -- thoughts over many runs --------------------------------------------------------------------------------------
 
@@ -289,7 +304,8 @@ class Store:
         """The interventions on a run, at one position or at all, oldest first."""
         where, values = self._at(name, position)
         rows = self._rows(f"SELECT * FROM interventions {where} ORDER BY number", values)
-        return [Intervention.of(row) for row in rows]
+        with self.decoding(f"an intervention on run {name}"):
+            return [Intervention.of(row) for row in rows]
 
     def _at(self, name: str, position: int | None) -> tuple[str, list[Any]]:
         """The WHERE clause for a run, or one position of it, and its values."""
@@ -345,18 +361,18 @@ class Store:
         try:
             with self._writing(schema.BUSY_SECONDS) as db:
                 yield db
-        except sqlite3.Error as error:
+        except schema.TROUBLE as error:
             raise schema.told(error, self.path) from error
 
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _db(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = schema.connect(self.path, self.writable)
-            self._opened.append(db)
-        return db
+        """This thread's connection; it is closed when the thread ends."""
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None:
+            held = self._local.held = _Held(schema.connect(self.path, self.writable))
+            self._opened.add(held)
+        return held.db
 
     @contextmanager
     def _writing(self, wait: float) -> Iterator[sqlite3.Connection]:
@@ -385,14 +401,27 @@ class Store:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except schema.TROUBLE as error:
             raise schema.told(error, self.path) from error
 
     def _checked(self, action: Callable[[], _Entry]) -> _Entry:
         try:
             return action()
-        except sqlite3.Error as error:
+        except schema.TROUBLE as error:
             raise schema.told(error, self.path) from error
+        except OverflowError as error:
+            raise QuietStarError(f"a number is too large for the record {self.path}") from error
+
+    @contextmanager
+    def decoding(self, what: str) -> Iterator[None]:
+        """Rows into objects: values that no quietstar wrote there are a damaged file, told in one line."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, RecursionError) as error:
+            raise QuietStarError(
+                f"the record {self.path} is damaged: {what} cannot be read ({type(error).__name__}); "
+                "`quietstar runs delete` removes a run, --db names another record"
+            ) from error
 
     def _rows(self, statement: str, values: Sequence[Any]) -> list[sqlite3.Row]:
         return self._checked(lambda: self._db().execute(statement, values).fetchall())
@@ -405,7 +434,15 @@ class Store:
         tags: dict[str, list[str]] = {}
         for row in self._rows(f"SELECT * FROM tags WHERE run IN ({marks}) ORDER BY tag", [row["id"] for row in rows]):
             tags.setdefault(row["run"], []).append(row["tag"])
-        return [Run.of(row, tuple(tags.get(row["id"], ()))) for row in rows]
+        with self.decoding("a run"):
+            return [Run.of(row, tuple(tags.get(row["id"], ()))) for row in rows]
+
+    def chain(self, name: str) -> list[Run]:
+        """A run and the runs it goes on from, the first of them first; an answer behind its reasoning."""
+        chain = [self.run(name)]
+        while (before := chain[0].continues) is not None and before not in {run.id for run in chain}:
+            chain.insert(0, self.run(before))
+        return chain
 
     def _mend(self) -> None:
         """Bring text and counts of runs without an end up to their tokens, so that killed runs are listed and found."""

@@ -19,6 +19,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from quietstar.evals.bench import peak_bytes
+from quietstar.sampling import top
 from quietstar.text import visible
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Live(TrainerCallback):  # type: ignore[misc]
         self.effects = ""
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        self.console.print(Text(text))
+        """Print a line above the progress bar; where there is no terminal it stays one line."""
+        self.console.print(Text(text), soft_wrap=not self.console.is_terminal)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last = time.perf_counter()
@@ -136,7 +137,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         model = trainer.accelerator.unwrap_model(trainer.model)
         ids = model.encode(trainer.heldout[0].text, raw=True)[0][0][: trainer.recipe.watch.tokens]
         score = model.score(ids)
-        chosen = score.kl[0].topk(min(_THOUGHTS, score.kl.shape[1])).indices.tolist()
+        chosen = top(score.kl, _THOUGHTS)[1][0].tolist()
         lines = []
         for position in sorted(chosen):
             context = model._decode(ids[max(0, position - 7) : position + 1])

@@ -23,8 +23,9 @@ from transformers import TrainerCallback, TrainerControl, TrainingArguments
 
 from quietstar import checkpoints
 from quietstar.api import QuietStar
+from quietstar.documents import Document
 from quietstar.errors import QuietStarError
-from quietstar.evals.losses import Document, LossReport, evaluate
+from quietstar.evals.losses import LossReport, check_scorable, evaluate
 from quietstar.training import data
 from quietstar.training.recipe import Recipe
 from quietstar.training.step import StepReport, training_loss
@@ -151,8 +152,10 @@ class ThoughtTrainer(transformers.Trainer):
         longest = max([recipe.thinking.thought_length, *recipe.thought_length_schedule.values()])
         model.check_fits(recipe.data.length + recipe.thinking.objective.lookahead, longest, "span")
         heldout = [Document(f"held-out {n}", text) for n, text in enumerate(texts.heldout[: recipe.watch.documents])]
+        if heldout and recipe.watch.evaluate_every:  # now, not at the first evaluation
+            check_scorable(model, heldout, window=recipe.data.length, max_tokens=recipe.watch.tokens)
         trainer = cls(model, recipe, spans, heldout, callbacks, **arguments)
-        trainer.notes = texts.notes
+        trainer.notes = [*texts.notes, *spans.notes]
         return trainer
 
     # -- the loss -----------------------------------------------------------------------------------------------------

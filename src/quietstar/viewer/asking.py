@@ -18,7 +18,7 @@ from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
 from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
 from quietstar.viewer import pages
-from quietstar.viewer.live import Frame
+from quietstar.viewer.live import Frame, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Frames = Generator[Frame, None, None]
 
 MOST_RESAMPLED, MOST_FOLLOWING = 64, 512
+_SETTINGS = (  # what a question may set; the fields of `generation.GenerationSettings`
+    "thought_length", "samples", "trigger", "control", "temperature", "top_p", "thought_temperature", "max_new_tokens",
+    "seed", "stop", "stop_ids", "mixing_weight", "show", "speculate",
+)  # fmt: skip
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Change:
 
 def ask(model: QuietStar, store: Store, question: Question) -> Frames:
     """Answer a question: the run's id, then the events of generation as they come, recorded as they come."""
+    if foreign := set(question.settings) - set(_SETTINGS):
+        raise QuietStarError(f"settings have no {min(foreign)[:40]!r}; there are {', '.join(_SETTINGS)}")
     events = model.stream(question.prompt, raw=question.raw, system=question.system or None, **question.settings)
     recorder = store.recorder()
     with closing(_generator(recorder.record(events))) as recorded:
@@ -250,7 +256,7 @@ def measure(model: QuietStar, store: Store, run: str) -> Frames:
 
     trace = _made_by(model, store, run)
     told = thoughts.check_computed(model, trace)
-    store.measure(run, thoughts.measure(model, trace))
+    store.measure(run, thoughts.measure(model, trace, check))
     yield Frame("statistics", pages.statistics(store, run) | {"told": told})
 
 

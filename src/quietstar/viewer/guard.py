@@ -1,8 +1,9 @@
 """Who may talk to the page: this machine's own browser, or who has the token. An ASGI layer around the application.
 
-Three things are kept out: other machines (the server listens on 127.0.0.1 unless a token guards it), other web sites in
-the same browser (Host, Origin and Sec-Fetch-Site are checked), and markup in what models and files say (the
-Content-Security-Policy allows this server's own files and nothing else, and no text ever becomes HTML).
+Four things are kept out: other machines (the server listens on 127.0.0.1 unless told otherwise), other accounts of this
+machine (a token is asked for), other web sites in the same browser (Host, Origin and Sec-Fetch-Site are checked), and
+markup in what models and files say (the Content-Security-Policy allows this server's own files and nothing else, and no
+text ever becomes HTML).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
 )
+OURS = ("X-Quietstar", "view")  # by which a second server knows the first
 _HEADERS = {
+    OURS[0]: OURS[1],
     "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
@@ -43,7 +46,7 @@ class Guard:
 
     Args:
         app: the application. host: what the server listens on. port: its port, part of the cookie's name.
-        token: what one must know, None where this machine alone can reach the server.
+        token: what one must know, None where every account of this machine may come in.
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int, token: str | None) -> None:

@@ -1,7 +1,8 @@
 """The model behind the page: one call at a time, in a thread of its own, that ends when nobody listens any more.
 
 Several clients wait in line. A job is a generator of frames; it is closed at the first frame after its client has gone
-or said stop, so that a recorder around it marks the run as interrupted. Knows threads and frames; what is asked of the
+or said stop, so that a recorder around it marks the run as interrupted. Work that takes long without a frame calls
+`check` between its pieces. Knows threads and frames; what is asked of the
 model is the jobs' business.
 """
 
@@ -13,6 +14,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quietstar.errors import QuietStarError
@@ -29,6 +31,20 @@ class Frame(NamedTuple):
 
 
 Work = Callable[["QuietStar"], Generator[Frame, None, None]]
+
+
+class _Stopped(Exception):
+    """The client has gone or said stop."""
+
+
+_running: ContextVar[Job | None] = ContextVar("quietstar_job", default=None)
+
+
+def check() -> None:
+    """Between two pieces of long work: end it here where nobody waits for its result any more."""
+    job = _running.get()
+    if job is not None and job.stopped.is_set():
+        raise _Stopped
 
 
 class Job:
@@ -85,6 +101,7 @@ class Live:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, work: Work, job: Job) -> None:
+        token = _running.set(job)
         try:
             if job.stopped.is_set():
                 return
@@ -99,11 +116,14 @@ class Live:
                         break
             finally:
                 frames.close()
+        except _Stopped:
+            pass
         except QuietStarError as error:
             job.put(Frame("problem", {"error": str(error)}))
         except Exception as error:  # the server goes on; the person at the page gets a line, the terminal the rest
             traceback.print_exc(file=sys.stderr)
             job.put(Frame("problem", {"error": f"{type(error).__name__}: {error}"}))
         finally:
+            _running.reset(token)
             self._jobs.remove(job)
             job.put(None)

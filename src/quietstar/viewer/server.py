@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
@@ -25,6 +27,21 @@ from quietstar.viewer.files import STATIC
 from quietstar.viewer.live import Job, Live, Work
 
 _LARGEST = 2**20  # bytes of what the page may send
+
+
+class _Number(Convertor[int]):
+    """A whole number in an address, as far as the record's columns go; anything longer is no place of ours."""
+
+    regex = "[0-9]{1,15}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
 
 _Form = TypeVar("_Form")
 
@@ -76,7 +93,7 @@ def build(store: Store, live: Live | None) -> Starlette:
         Route("/api/runs", record.runs),
         Route("/api/runs/{run}", record.run),
         Route("/api/runs/{run}/statistics", record.statistics),
-        Route("/api/runs/{run}/thoughts/{position:int}", record.thought),
+        Route("/api/runs/{run}/thoughts/{position:number}", record.thought),
         Route("/api/thoughts", record.thoughts),
         Route("/api/histograms", record.histograms),
     ]
@@ -84,13 +101,13 @@ def build(store: Store, live: Live | None) -> Starlette:
         thinking = _Thinking(store, live)
         routes += [
             Route("/api/ask", thinking.ask, methods=["POST"]),
-            Route("/api/runs/{run}/thoughts/{position:int}/change", thinking.change, methods=["POST"]),
+            Route("/api/runs/{run}/thoughts/{position:number}/change", thinking.change, methods=["POST"]),
             Route("/api/runs/{run}/measure", thinking.measure, methods=["POST"]),
-            Route("/api/runs/{run}/interventions/{number:int}/follow", thinking.follow, methods=["POST"]),
+            Route("/api/runs/{run}/interventions/{number:number}/follow", thinking.follow, methods=["POST"]),
         ]
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
-        exception_handlers={QuietStarError: _told, Exception: _failed},
+        exception_handlers={QuietStarError: _told, HTTPException: _refused, Exception: _failed},
     )
 
 
@@ -100,6 +117,13 @@ def _index(request: Request) -> Response:
 
 async def _told(request: Request, error: Exception) -> Response:
     return Json({"error": str(error)}, 400)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """No such address, or not in this way."""
+    assert isinstance(error, HTTPException)
+    line = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return Json({"error": line}, error.status_code)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -135,9 +159,9 @@ class _Record:
         asked = request.query_params
         order, descending = pages.order(asked)
         offset = asked.get("offset", "0")
-        if not offset.isascii() or not offset.isdigit():
-            raise QuietStarError(f"offset must be a whole number, got {offset!r}")
-        return Json(pages.thoughts(self.store, pages.filters(asked), order, descending, min(int(offset), 2**40)))
+        if not (offset.isascii() and offset.isdigit() and len(offset) <= 15):
+            raise QuietStarError(f"offset must be a whole number of at most 15 digits, got {offset[:40]!r}")
+        return Json(pages.thoughts(self.store, pages.filters(asked), order, descending, int(offset)))
 
     def histograms(self, request: Request) -> Response:
         return Json(pages.histograms(self.store, pages.filters(request.query_params)))
@@ -165,8 +189,8 @@ class _Thinking:
 
     async def follow(self, request: Request) -> Response:
         most = (await _body(request)).get("most")
-        if most is not None and (not isinstance(most, int) or most < 1):
-            raise QuietStarError(f"most must be a whole number of at least 1, got {most!r}")
+        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise QuietStarError(f"most must be a whole number of at least 1, got {str(most)[:40]!r}")
         run, number = request.path_params["run"], request.path_params["number"]
         return self._stream(lambda model: asking.follow(model, self.store, run, number, most))
 
@@ -178,15 +202,15 @@ async def _body(request: Request) -> dict[str, Any]:
     """The JSON object of a request. Only scripts of this page can send one, since other sites may not say this type."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise QuietStarError("what is sent must be application/json")
-    body = b""
+    body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > _LARGEST:
             raise QuietStarError(f"what is sent may have at most {_LARGEST} bytes")
     try:
-        found = json.loads(body or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise QuietStarError(f"what was sent is no JSON ({error})") from error
+        found = json.loads(bytes(body) or b"{}")
+    except (ValueError, RecursionError) as error:  # deep nesting, or a number of thousands of digits
+        raise QuietStarError(f"what was sent is no JSON ({str(error)[:100]})") from error
     if not isinstance(found, dict):
         raise QuietStarError("what is sent must be a JSON object")
     return found

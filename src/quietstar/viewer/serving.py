@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import json
 import secrets
 import socket
-import urllib.request
+import time
 from collections.abc import Callable
-from urllib.error import URLError
 
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad.store import Store
-from quietstar.viewer.guard import Guard, is_loopback
+from quietstar.viewer.guard import OURS, Guard
 from quietstar.viewer.live import Live
 from quietstar.viewer.server import build
 
@@ -28,7 +26,7 @@ def serve(
     Args:
         store: the record. live: the model, None to show only.
         host: what to listen on. port: 0 takes any free one.
-        token: what one must know to come in; made up where other machines can reach the host and none is given.
+        token: what one must know to come in, made up when None; "" lets every account of this machine in.
         ready: is told the address when connections are taken.
 
     Raises:
@@ -36,18 +34,18 @@ def serve(
     """
     import uvicorn
 
-    if token is None and not is_loopback(host):
+    if token is None:
         token = secrets.token_urlsafe(18)
     with _listen(host, port) as listener:
         port = listener.getsockname()[1]
-        application = Guard(build(store, live), host, port, token)
+        application = Guard(build(store, live), host, port, token or None)
         server = uvicorn.Server(
             uvicorn.Config(
                 application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2,
                 server_header=False,
             )
         )  # fmt: skip
-        ready(address(host, port) + (f"?token={token}" if token is not None else ""))
+        ready(address(host, port) + (f"?token={token}" if token else ""))
         try:
             server.run(sockets=[listener])
         finally:
@@ -64,13 +62,15 @@ def address(host: str, port: int) -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise QuietStarError(f"cannot listen on {host!r}, port {port}: {reason}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # connections inherit it; without, an answer in two pieces waits for the client's delayed acknowledgement
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(where)
         listener.listen(128)
     except (OSError, OverflowError) as error:
@@ -84,12 +84,33 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _taken(host: str, port: int) -> str:
     """What to say where somebody listens already: another page of ours, or another program."""
+    if _is_ours(host, port):
+        return (
+            f"another `quietstar view` listens on port {port}: open the address it printed, or take another port with "
+            "--port 0"
+        )
+    return f"port {port} is taken by another program; --port names another one, --port 0 takes any that is free"
+
+
+def _is_ours(host: str, port: int, seconds: float = 2.0, most: int = 2**14) -> bool:
+    """Whether a page of ours listens there, by the header it gives every answer.
+
+    Whoever listens may be anybody: no more than `most` bytes and `seconds` are given to it, no proxy is asked, and
+    nothing it says is shown.
+    """
+    end = time.monotonic() + seconds
+    host = "localhost" if host in ("0.0.0.0", "::", "") else host
+    answer = b""
     try:
-        with urllib.request.urlopen(address(host, port) + "api/about", timeout=2) as answer:
-            record = json.loads(answer.read())["record"]
-    except (URLError, OSError, ValueError, KeyError, TypeError):
-        return f"port {port} is taken by another program; --port names another one, --port 0 takes any that is free"
-    return (
-        f"another `quietstar view` serves {record} there: open {address(host, port)}, "
-        "or take another port with --port 0"
-    )
+        with socket.create_connection((host, port), timeout=seconds) as connection:
+            connection.sendall(b"GET /api/about HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            while b"\r\n\r\n" not in answer and len(answer) < most and (left := end - time.monotonic()) > 0:
+                connection.settimeout(left)
+                piece = connection.recv(2**12)
+                if not piece:
+                    break
+                answer += piece
+    except OSError:
+        return False
+    name, value = OURS
+    return f"{name}: {value}".lower().encode() in answer.partition(b"\r\n\r\n")[0].lower()
