@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from filelock import FileLock
 
 from quietstar import QuietStar, QuietStarError, default_model
 from quietstar.rows import ordinary
@@ -117,6 +118,25 @@ def test_a_half_written_folder_is_made_anew(cache, monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_a_killed_process_left_is_removed_once_nobody_makes_anything(cache, monkeypatch, complete):
+    def make(target, say):
+        target.mkdir()
+        (target / "manifest.json").write_text('{"sizes": {}}')
+
+    monkeypatch.setattr(default_model, "_make", make)
+    cache.mkdir()
+    if complete:
+        default_model.folder(lambda _: None)
+    (cache / "making-abc").mkdir()
+    (cache / "making-abc" / "wheel").write_bytes(b"half")
+    with FileLock(cache / "another.lock"):  # somebody is at work
+        default_model.folder(lambda _: None)
+        assert (cache / "making-abc" / "wheel").exists()
+    default_model.folder(lambda _: None)
+    assert not (cache / "making-abc").exists()
+
+
 def test_the_thoughts_of_this_package_are_whole_and_say_nothing_of_the_machine_they_were_made_on():
     folder = default_model.thoughts_folder()
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
@@ -216,3 +236,11 @@ def test_the_merged_model_says_what_base_and_adapter_say(model):
     assert not model.head.untrained
     assert (found - wanted).abs().mean() < 0.02  # merged weights are rounded to bf16
     assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.85
+
+
+@pytest.mark.model
+def test_the_hash_of_the_first_version_is_still_known():
+    from quietstar.identity import fingerprint_1
+
+    written = json.loads((default_model.thoughts_folder() / "config.json").read_text())["base_hash"]
+    assert fingerprint_1(QuietStar.from_pretrained("smollm2-135m-instruct", dtype="float32").decoder_lm) == written

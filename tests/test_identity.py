@@ -1,19 +1,58 @@
 """Hashes tell models apart: equal for the same weights in another precision, other after any training."""
 
+import pytest
 import torch
 
 from conftest import trained
 from quietstar import QuietStar
-from quietstar.identity import fingerprint, identify, versions
+from quietstar.identity import digest, fingerprint, identify, versions
 
 
-def test_the_base_is_the_same_in_another_precision(tiny_folder):
-    model = QuietStar.from_pretrained(tiny_folder, dtype="float32")
-    first = fingerprint(model.decoder_lm)
-    assert first == fingerprint(model.decoder_lm.to(torch.bfloat16))
+def test_the_base_is_the_same_in_another_precision_that_holds_it(tiny_folder):
+    base = QuietStar.from_pretrained(tiny_folder, dtype="float32").decoder_lm
+    rounded = fingerprint(base, rounded=True)
+    assert rounded != fingerprint(base)
+    base.to(torch.bfloat16)
+    assert fingerprint(base) == fingerprint(base, rounded=True) == rounded
+    assert fingerprint(base.to(torch.float32)) == rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8])
+@pytest.mark.parametrize("size", [1, 7, 4096, 4097, 3 * 4096 + 5])
+def test_every_single_value_counts(dtype, size):
+    torch.manual_seed(size)
+    tensor = (torch.randn(size) * 50).abs().to(dtype)
+    first = digest(tensor)
+    assert first == digest(tensor.clone())
+    for index in {0, size // 2, size - 1}:
+        other = tensor.clone()
+        bits = other.view(torch.uint8).view(size, -1)
+        bits[index, 0] ^= 1  # the smallest change there is
+        assert digest(other) != first
+    if size > 1:
+        assert digest(tensor.reshape(1, -1)) != first
+        other = tensor.clone()
+        other[[0, -1]] = other[[-1, 0]]
+        assert torch.equal(other, tensor) or digest(other) != first
+
+
+def test_a_view_has_the_digest_of_its_copy():
+    tensor = torch.randn(70, 90)
+    assert digest(tensor.T) == digest(tensor.T.contiguous()) != digest(tensor)
+
+
+@pytest.mark.parametrize(
+    "weight", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"]
+)
+def test_one_value_of_any_weight_shows(tiny, weight):
+    before = identify(tiny)
     with torch.no_grad():
-        next(model.decoder_lm.parameters()).mul_(1.5)
-    assert fingerprint(model.decoder_lm) != first
+        dict(tiny.decoder_lm.named_parameters())[weight].view(-1)[-2] += 1e-6
+    assert identify(tiny).base_hash != before.base_hash
+    before = identify(tiny)
+    with torch.no_grad():
+        next(tiny.head.parameters()).view(-1)[-2] += 1e-6
+    assert identify(tiny).head_hash != before.head_hash
 
 
 def test_a_small_step_of_training_shows_in_the_hash_of_the_head(tiny):

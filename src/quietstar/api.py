@@ -99,22 +99,39 @@ class QuietStar(ThinkingModel):
         """Put markers ("---") and an untrained mixing head (w = 0) around a loaded causal LM, which may have adapters.
 
         Without a tokenizer everything works on token ids. `base_name` says where the very same base can be loaded from;
-        without it `save_pretrained` writes the base too, since nobody can tell whether it was changed. A base with
-        PEFT adapters is known by the name that PEFT keeps.
+        `save_pretrained` compares the two, and without a name writes the base too. A base with PEFT adapters is known
+        by the name that PEFT keeps. Prompt, prefix and p-tuning are refused: rows do not know virtual tokens.
         """
         model: QuietStar = checkpoints.fresh(cls, base, tokenizer, base_name)
         return model
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, *, save_base: bool | None = None, push_to_hub: bool = False, **keywords: Any
+        self,
+        save_directory: str | Path,
+        *,
+        save_base: bool | None = None,
+        max_shard_size: int | str = checkpoints.SHARD,
+        push_to_hub: bool = False,
+        **keywords: Any,
     ) -> None:
-        """Save what was trained: markers and head as safetensors, adapters in PEFT's format, the base by name.
+        """Save the model so that `from_pretrained` gives it back as it is.
+
+        Markers and head are written as safetensors, adapters in PEFT's format, the base by its name; tokenizer,
+        generation defaults and the base's weights only where they are not what that name holds. A kill or a full disk
+        leaves in `save_directory` what was there before.
 
         Args:
             save_base: also write the base's weights; by default only where they were changed or have no name.
+            max_shard_size: most bytes in one file of the base, as a number or such as "2GB".
             push_to_hub: also push to the hub, to the repository `repo_id`.
+
+        Raises:
+            QuietStarError: the disk is full or read-only; something was changed that the folder could not hold, or
+                that `save_base=False` leaves out.
         """
-        checkpoints.save(self, save_directory, save_base)
+        if keywords and not push_to_hub:
+            raise QuietStarError(f"unknown option {sorted(keywords)[0]!r} of save_pretrained")
+        checkpoints.save(self, save_directory, save_base, max_shard_size)
         if push_to_hub:
             self.push_to_hub(keywords.pop("repo_id", Path(save_directory).name), **keywords)
 

@@ -8,6 +8,7 @@ a second folder of the cache.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -76,11 +77,13 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache, made under a lock where it is missing or broken."""
     target = cache_folder() / name
     if _complete(target):
+        _clear(target.parent)
         return target
     from filelock import FileLock
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target.parent)
         with FileLock(f"{target}.lock"):
             if not _complete(target):
                 make(target)
@@ -92,6 +95,18 @@ def _cached(name: str, make: Callable[[Path], None]) -> Path:
             "you can write to"
         ) from error
     return target
+
+
+def _clear(cache: Path) -> None:
+    """Remove what a killed process left half made; nothing while any process is making a folder."""
+    from filelock import FileLock, Timeout
+
+    left = list(cache.glob("making-*"))
+    with contextlib.ExitStack() as locks, contextlib.suppress(Timeout, OSError):
+        for lock in sorted(cache.glob("*.lock")) if left else ():
+            locks.enter_context(FileLock(lock, timeout=0))
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _complete(target: Path) -> bool:

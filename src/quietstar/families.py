@@ -167,19 +167,22 @@ def prepare(model: PreTrainedModel) -> None:
         )
     install(model)
     if family not in VERIFIED:
-        _compare_with_itself(model, family)
+        compare_with_itself(model, f"model type {family!r}")
 
 
 @torch.no_grad()
-def _compare_with_itself(model: PreTrainedModel, family: str) -> None:
-    """Refuse a family whose rows do not give what its own forward gives (the two must agree to rounding)."""
+def compare_with_itself(model: PreTrainedModel, what: str, whole: Any = None) -> None:
+    """Refuse a model whose rows do not give what its own forward gives (the two must agree to rounding).
+
+    `what` names it in the message; `whole` is what it is called through, such as PEFT's wrapper.
+    """
     vocabulary = text_config(model).vocab_size
     ids = (torch.arange(12, device=model.device) * 7919 + 13)[None] % vocabulary
     training = model.training
     model.eval()
     try:
         with ordinary(model):
-            expected = model(input_ids=ids, use_cache=False).logits[0].float()
+            expected = (model if whole is None else whole)(input_ids=ids, use_cache=False).logits[0].float()
         embeds = model.get_input_embeddings()(ids)
         prefix = Prefix(model, 1)
         by_prefix = unembed(model, prefix.extend(embeds[:, :8]))[0]
@@ -194,6 +197,6 @@ def _compare_with_itself(model: PreTrainedModel, family: str) -> None:
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 5e-2
     if not error < tolerance:
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: its rows differ from its own forward by {error:.1e} of the "
+            f"{what} cannot be served: its rows differ from its own forward by {error:.1e} of the "
             f"largest logit (at most {tolerance:.0e} is rounding)"
         )

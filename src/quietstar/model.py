@@ -33,7 +33,10 @@ class QuietStarConfig(PretrainedConfig):
         base_name: name or path of the base model; None where the base is saved with the rest.
         base_revision: commit of the base on its hub, where it has one.
         base_hash: fingerprint of the base, to notice another one (see `identity.fingerprint`).
-        adapter: True where a PEFT adapter is saved beside.
+        base_hash_rounded: the same of its weights rounded to bf16, for a base loaded in another precision.
+        base_dtype: precision of the weights that `base_hash` is of.
+        adapter: True where PEFT adapters are saved beside.
+        adapters: their "names", which are "active", and whether they are switched "off".
         hidden_size: E of the base.
         thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
         marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
@@ -55,12 +58,18 @@ class QuietStarConfig(PretrainedConfig):
         marker_ids: list[int] | None = None,
         filler_id: int | None = None,
         weight_floor: float = 0.0,
+        base_hash_rounded: str | None = None,
+        base_dtype: str | None = None,
+        adapters: dict[str, Any] | None = None,
         **keywords: Any,
     ) -> None:
         self.base_name = base_name
         self.base_revision = base_revision
         self.base_hash = base_hash
+        self.base_hash_rounded = base_hash_rounded
+        self.base_dtype = base_dtype
         self.adapter = adapter
+        self.adapters = adapters
         self.hidden_size = hidden_size
         self.thought_length = thought_length
         self.marker_ids = list(marker_ids or [])
@@ -120,7 +129,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         self.head = MixingHead(config.hidden_size).to(base.device)
         self.markers = Markers(config.hidden_size).to(base.device)
         self.tokenizer = tokenizer
-        self.loaded_fingerprint: str | None = None  # of the base when it was loaded, to notice training
+        self.loaded_fingerprint: str | None = None  # of the base when it was loaded
+        self.origin: Any = None  # an `origin.Origin`: what it was loaded with, None until that is known
         self.revision: str | None = None  # commit it was loaded from, where it came from a hub
 
     def _init_weights(self, module: Any) -> None:

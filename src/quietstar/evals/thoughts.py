@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quietstar import interventions
 from quietstar.errors import QuietStarError
-from quietstar.identity import identify, versions
+from quietstar.identity import VERSION, identify, versions
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.rows import Prefix, Rows
@@ -38,7 +38,8 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
     Raises:
         QuietStarError: the weights differ.
     """
-    was, here = trace.start.identity, identify(model)
+    was = trace.start.identity
+    here = identify(model, version=2 if was.base_hash.startswith(VERSION) else 1)
     if (was.base_hash, was.head_hash, was.adapter_hash) != (here.base_hash, here.head_hash, here.adapter_hash):
         raise QuietStarError(
             f"this run was made by {trace.start.model}, and this is another model or has other weights; {told}"
