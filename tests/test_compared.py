@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +31,12 @@ def store(tmp_path):
 @pytest.fixture
 def half(tiny_folder) -> QuietStar:
     return trained(QuietStar.from_pretrained(tiny_folder, dtype="bfloat16"))
+
+
+@pytest.fixture
+def whole(half) -> QuietStar:
+    """The very weights of `half`, computing in fp32."""
+    return copy.deepcopy(half).float()
 
 
 def tried(served, run, position, **wanted):
@@ -72,16 +80,16 @@ def test_the_original_is_computed_beside_every_kind_of_change(store, tiny, kind)
                 assert compared.computed["dtype"] == "float32" and "torch" in compared.computed
 
 
-def test_a_run_of_another_precision_is_computed_anew_and_that_is_said(store, half, tiny, run):
+def test_a_run_of_another_precision_is_computed_anew_and_that_is_said(store, half, whole, run):
     made = half.generate("the quick fox", **OPTIONS).trace
     name = store.add(made)
     own = made.thoughts[2]
-    with serving(store, tiny) as served:
+    with serving(store, whole) as served:
         (one,) = tried(served, name, own.position, kind="filler")
         told = followed(served, name, one["number"])
     compared = Compared.of(one["settings"])
     assert compared.computed["dtype"] == "float32" and compared.recorded["dtype"] == "bfloat16"
-    first = tiny.generate([made.ids[: own.position + 1]], thoughts=torch.tensor(own.samples[0].ids).view(1, 1, 1, -1),
+    first = whole.generate([made.ids[: own.position + 1]], thoughts=torch.tensor(own.samples[0].ids).view(1, 1, 1, -1),
                           **OPTIONS | {"max_new_tokens": 1})[0].trace  # fmt: skip
     assert told["original"].startswith(first.text) and told["text"] == store.interventions(name)[0].continuation
     assert store.interventions(name)[0].settings["original"] == told["original"]
@@ -102,12 +110,18 @@ def test_another_version_is_said_too_and_the_original_text_computed_anew(store, 
     assert f"{key} {other[key]}" in frames[-1][1]["told"]
 
 
-def test_a_run_of_another_precision_or_device_is_not_measured(store, half, tiny):
+def test_a_run_of_another_precision_or_device_is_not_measured(store, half, whole):
     made = half.generate("the quick fox", **OPTIONS).trace
     with pytest.raises(QuietStarError, match=r"computed in bfloat16 on cpu.*--dtype bfloat16 --device cpu"):
-        measuring.measure(tiny, made)
+        measuring.measure(whole, made)
     made.start.dtype, made.start.device = "float32", "cuda:0"
     with pytest.raises(QuietStarError, match="on cuda:0"):
+        measuring.measure(whole, made)
+
+
+def test_weights_that_another_precision_rounds_are_other_weights_and_that_is_said(half, tiny):
+    made = half.generate("the quick fox", **OPTIONS).trace
+    with pytest.raises(QuietStarError, match="weights were in bfloat16, here they are in float32; .* --dtype bfloat16"):
         measuring.measure(tiny, made)
 
 

@@ -109,7 +109,7 @@ def _made_by(model: QuietStar, store: Store, run: str) -> Trace:
     from quietstar.evals.thoughts import check_same
 
     trace = store.trace(run)
-    check_same(model, trace, f"start `quietstar view --model {trace.start.model}`")
+    check_same(model, trace, f"start quietstar view --model {trace.start.model}")
     return trace
 
 
