@@ -41,10 +41,8 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
     was = trace.start.identity
     here = identify(model, version=2 if was.base_hash.startswith(VERSION) else 1)
     if (was.base_hash, was.head_hash, was.adapter_hash) != (here.base_hash, here.head_hash, here.adapter_hash):
-        dtype = str(model.decoder_lm.dtype).removeprefix("torch.")
-        other = (
-            f"; its weights were in {trace.start.dtype}, here they are in {dtype}" if dtype != trace.start.dtype else ""
-        )
+        dtype, then = str(model.decoder_lm.dtype).removeprefix("torch."), trace.start.dtype
+        other = f"; its weights were in {then}, here they are in {dtype}" if dtype != then else ""
         raise QuietStarError(
             f"this run was made by {trace.start.model}, and this is another model or has other weights{other}; {told}"
             + (f" --dtype {then}" if other else "")
