@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,7 +102,7 @@ def _each(store: Store, run: str) -> None:
     columns = statistics.of_trace(trace, store.measured(run))
     for n, thought in enumerate(trace.thoughts):
         row = {"run": run, "position": thought.position, "thought": thought.samples[0].text if thought.samples else ""}
-        print(json.dumps(row | {name: values[n] for name, values in columns.items()}, ensure_ascii=False))
+        print(options.to_json(row | {name: values[n] for name, values in columns.items()}))
 
 
 def _kept(store: Store, run: str, starts: dict[str, Start]) -> Trace:
