@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from browsing import browser, visit  # noqa: F401 (fixtures of every test)
 from quietstar import QuietStar
 from quietstar.cli import main as cli
 

@@ -108,6 +108,7 @@ def test_runs_lists_and_searches(run, filled):
     out = run("runs")[1].splitlines()
     assert [line.split()[0] for line in out] == ["count000", "who00000", "sky00000"]
     assert "Why is the sky blue?  →   Because of light." in out[2] and "3 thoughts   1 ◆" in out[2]
+    assert "(noise floor not measured)" in out[2]
     assert [line.split()[0] for line in run("runs", "--search", "light")[1].splitlines()] == ["sky00000"]
     assert [line.split()[0] for line in run("runs", "-s", '"sky blue"', "--limit", "0")[1].splitlines()] == ["sky00000"]
     code, out, err = run("runs", "-s", "nowhere")
@@ -130,9 +131,9 @@ def test_show_prints_all_thoughts_in_order_or_the_top_ones(run, filled):
     out = run("show", "sky")[1]
     assert [line.split()[0] for line in out.splitlines() if "{" in line] == ["1", "2", "3"]
     assert "· Because" not in out and " ·Because ◆of ·light." in out
-    assert "tint: kl from 0 to 0.3" in out and "\x1b" not in out
+    assert "tint by kl:  0.0001  0.001  0.01  0.1  1  nats and more" in out and "\x1b" not in out
     top = run("show", "sky", "--top", "1", "--measure", "weight")[1]
-    assert [line.split()[0] for line in top.splitlines() if "{" in line] == ["3"] and "tint: size of weight" in top
+    assert [line.split()[0] for line in top.splitlines() if "{" in line] == ["1"] and "tint by weight" in top
     assert "tint: none, surprise was not recorded" in run("show", "sky", "--measure", "surprise")[1]
     assert run("runs", "show", "sky")[1] == out
     assert run("show")[1] == run("show", "count")[1], "the newest"
@@ -146,8 +147,11 @@ def test_show_tints_by_gain_below_zero_too(run, filled):
         thought.base_logprob, thought.mixed_logprob = -1.0, mixed
     with Store.open() as store:
         store.add(made, run="lost0000")
-    assert "tint: size of gain from 0 to 0.5;" in run("show", "lost", "--measure", "gain")[1]
-    assert "tint: surprise from 0 to 1.5;" in run("show", "lost", "--measure", "surprise")[1]
+    out = run("show", "lost", "--measure", "gain")[1]
+    assert "tint by gain:  0.001  0.01  0.1  0.5  2  nats and more, the same in every run; grey below 0;" in out
+    assert [line.split("gain ")[1].split()[0] for line in out.splitlines() if "KL " in line] == [
+        "+0.0000", "-0.5000", "-0.2500"]  # fmt: skip
+    assert "tint by surprise" in run("show", "lost", "--measure", "surprise")[1]
 
 
 def test_show_prints_interventions_in_their_place(run, filled):

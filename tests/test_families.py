@@ -39,7 +39,9 @@ def test_score_equals_full_recomputation(family, side):
             base_all = pair[0]["all_base"]
             kl = (mean.exp() * (mean - base_all)).sum()
             torch.testing.assert_close(score.kl[b, i], kl, rtol=1e-3, atol=2e-4)
-            assert bool(score.flipped[b, i]) == (int(mean.argmax()) != int(base_all.argmax()))
+            was, now = int(base_all.argmax()), int(mean.argmax())
+            gap = min(float(base_all[was] - base_all[now]), float(mean[now] - mean[was]))
+            assert bool(score.flipped[b, i]) == (gap > score.noise.logprob)
             for found, key in ((score.base_logprobs, "base"), (score.mixed_logprobs, "mixed"),
                                (score.thought_logprobs, "only")):  # fmt: skip
                 wanted = torch.tensor([one[key] for one in pair]).logsumexp(0) - torch.tensor(2.0).log()

@@ -34,8 +34,8 @@ def test_controls_equal_the_same_thoughts_put_in_by_hand(tiny):
     place = torch.arange(thoughts.shape[1])
     donor = donor_positions(0, torch.zeros_like(place), place)
     by_hand = {
-        "filler": torch.full_like(thoughts, scoring.filler_token(tiny)),
-        "donor": torch.cat([torch.full_like(thoughts[:, :1], scoring.filler_token(tiny)), thoughts[:, donor[1:]]], 1),
+        "filler": torch.full_like(thoughts, tiny.filler_token),
+        "donor": torch.cat([torch.full_like(thoughts[:, :1], tiny.filler_token), thoughts[:, donor[1:]]], 1),
         "truncated:2": thoughts[..., :2],
     }
     for name, tokens in by_hand.items():

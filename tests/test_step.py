@@ -186,7 +186,7 @@ def test_hidden_near_text_cannot_reach_the_end_of_a_thought():
         prefix, _ = model.read(ids)
         twin = prefix.over([t.detach().requires_grad_() for t in prefix.tensors()])
         rows = Rows(twin, place.sequence, place.position + 1, blind=(T + 1, hide) if hide else None)
-        hidden = rows.extend(model._wrapped(thoughts[0, 9]))
+        hidden = rows.extend(model.wrapped(thoughts[0, 9]))
         hidden[:, own].sum().backward()
         return twin.tensors()[1].grad[0].abs().sum((0, 2))  # per prefix token, values of the first layer
 

@@ -22,6 +22,7 @@ FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
               "chat", "settings", "phase", "identity", "versions",
               "asked"],
+    "noise": ["event", "places", "kl", "logprob", "weight"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy", "base_logprob", "mixed_logprob", "only_logprob"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],

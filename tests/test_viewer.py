@@ -352,7 +352,7 @@ def test_the_text_that_follows_its_own_thought_is_the_text_that_was_said(store, 
     assert store.interventions(run)[0].continuation == frames[-1][1]["text"] == "".join(t["text"] for t in said)
 
 
-def test_where_the_word_stays_the_same_nothing_is_computed_and_the_record_goes_on(store, tiny, asked, monkeypatch):
+def test_where_the_word_stays_the_same_no_more_is_computed_and_the_record_goes_on(store, tiny, asked, monkeypatch):
     run, made = asked
     own = made.thoughts[2]
     lengths = []
@@ -362,7 +362,7 @@ def test_where_the_word_stays_the_same_nothing_is_computed_and_the_record_goes_o
     with serving(store, tiny) as served:
         (one,) = tried(served, run, own.position, kind="edited", text=own.samples[0].text)
         frames = served.frames(f"/api/runs/{run}/interventions/{one['number']}/follow", {})
-    assert lengths == [1] and sum(kind == "event" for kind, _ in frames) == 6
+    assert lengths == [1, 1] and sum(kind == "event" for kind, _ in frames) == 6
 
 
 def test_where_another_word_is_said_the_model_goes_on_from_it(store, tiny, asked):

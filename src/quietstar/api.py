@@ -20,6 +20,7 @@ from quietstar.generation import GenerationSettings, stream_ids
 from quietstar.interventions import Control
 from quietstar.model import QuietStarConfig, ThinkingModel
 from quietstar.resampling import Resampled, resample_ids
+from quietstar.sampling import best
 from quietstar.scoring import Score, score_ids
 from quietstar.scratchpad.trace import Event, Trace
 
@@ -647,7 +648,7 @@ def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) ->
     if not isinstance(text, Tensor):
         return [0] * len(rows), max(map(len, rows))
     mask = _mask_of(text, attention_mask)
-    return mask.int().argmax(1).tolist(), text.shape[-1]
+    return best(mask.int()).tolist(), text.shape[-1]
 
 
 AutoConfig.register("quietstar", QuietStarConfig)

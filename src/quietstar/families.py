@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quietstar.errors import QuietStarError, UnsupportedModel, first_line
+from quietstar.exact import linear
 from quietstar.rows import Prefix, Rows, installing, ordinary
 
 # Compared with a slow, obvious implementation in tests/test_families.py.
@@ -61,13 +62,60 @@ def text_config(model: PreTrainedModel) -> Any:
 
 
 def unembed(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits, (..., V), from hidden states after the final norm, (..., E), with the family's scaling and soft-cap.
+    """Logits in fp32, (..., V), from hidden states after the final norm, (..., E), with scaling and soft-cap."""
+    return shaped(model, products(model, hidden))
 
-    The same arithmetic as the model's own forward: Granite divides by `logits_scaling`, Cohere multiplies by
-    `logit_scale`, Gemma squashes with `final_logit_softcapping`.
+
+def products(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """What the output layer gives in fp32, (..., V), for hidden states (..., E), before scaling and soft-cap.
+
+    A plain layer, and one wrapped by adapters, computes in fp32 whatever the precision of its weights and of `hidden`;
+    a quantized one computes as it does.
+    """
+    layer = model.get_output_embeddings()
+    with torch.autocast(hidden.device.type, enabled=False):
+        if _called(layer):
+            dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), model.dtype)
+            called: Tensor = layer(hidden.to(model.dtype if quantized(model) else dtype)).float()
+            return called
+        if type(layer) is nn.Linear:
+            return linear(hidden, layer.weight, layer.bias)
+        weights = {
+            name: value.float()
+            for name, value in [*layer.named_parameters(), *layer.named_buffers()]
+            if value.is_floating_point()
+        }
+        return torch.func.functional_call(layer, weights, (hidden.float(),)).float()
+
+
+def quantized(model: PreTrainedModel) -> bool:
+    """Whether the output layer keeps anything else than floating-point numbers; it need not be linear then."""
+    layer = model.get_output_embeddings()
+    return any(
+        not value.is_floating_point() or type(value) not in (Tensor, nn.Parameter)
+        for value in [*layer.parameters(), *layer.buffers()]
+    )
+
+
+def _called(layer: nn.Module) -> bool:
+    """Whether a layer must be called as it is: quantized, or with hooks that fetch or change its weights."""
+    return (
+        any(
+            not value.is_floating_point() or value.is_meta or type(value) not in (Tensor, nn.Parameter)
+            for value in [*layer.parameters(), *layer.buffers()]
+        )
+        or bool(layer._forward_hooks or layer._forward_pre_hooks)
+        or hasattr(layer, "_hf_hook")
+    )
+
+
+def shaped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Products with the output layer as logits, the same arithmetic as the model's own forward, (..., V).
+
+    Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`, Gemma squashes with
+    `final_logit_softcapping`.
     """
     config = text_config(model)
-    logits: Tensor = model.get_output_embeddings()(hidden)
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
     if (factor := getattr(config, "logit_scale", None)) is not None:
@@ -245,10 +293,10 @@ def _refuse_other_arithmetic(
         after_marker = whole(inputs_embeds=marked, use_cache=False).logits[0, 8:].float()
     with _foreign(named, "its own code fails where rows run through it"):
         prefix = Prefix(model, 1)
-        by_prefix = unembed(model, prefix.extend(embeds[:, :8])).float()[0]
+        by_prefix = unembed(model, prefix.extend(embeds[:, :8]))[0]
         zero, seen = torch.zeros(2, dtype=torch.long, device=model.device), torch.tensor([4, 8], device=model.device)
         rows = Rows(prefix, zero, seen)
-        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], marked[0, 8:12]]))).float()
+        by_rows = unembed(model, rows.extend(torch.stack([embeds[0, 4:8], marked[0, 8:12]])))
     layers = len(prefix.layers)
     total = getattr(text_config(model), "num_hidden_layers", layers)
     if layers < total:

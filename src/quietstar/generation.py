@@ -16,12 +16,13 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from quietstar import memory, speculation
+from quietstar import families, memory, noise, speculation
 from quietstar._version import __version__
 from quietstar.arguments import at_least, between, converted, one_or_more, rule
 from quietstar.arguments import settings as settings_class
@@ -30,9 +31,9 @@ from quietstar.identity import identify, versions
 from quietstar.interventions import Control
 from quietstar.model import ThinkingModel, Thought
 from quietstar.rows import Prefix
-from quietstar.sampling import TOKEN, ban, clocks, distribution, race
+from quietstar.sampling import TOKEN, ban, best, clocks, distribution, race
 from quietstar.scoring import check_thinking, default_temperature
-from quietstar.scratchpad.trace import SCHEMA_VERSION, Event, Start, TokenEvent
+from quietstar.scratchpad.trace import SCHEMA_VERSION, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
 from quietstar.speaking import Speaker
 from quietstar.speculation import GUESSES, LONGEST, Pace, Site, guess
 from quietstar.suppression import Suppression
@@ -172,20 +173,34 @@ class _Run:
 
     def events(self) -> Iterator[Event]:
         """Thought and token events as they come, then the ends."""
-        began = time.perf_counter()
+        began, told = time.perf_counter(), False
         with torch.inference_mode():
             self._read()
         while True:
             with torch.inference_mode():
                 out = self._settle()
-            yield from out
+            for event in out:
+                if isinstance(event, ThoughtEvent) and not told:
+                    yield self.noise
+                    told = True
+                yield event
             if all(speaker.reason is not None for speaker in self.speakers):
                 break
             with torch.inference_mode():
                 self._advance()
         for speaker in self.speakers:
-            yield from speaker.release()
+            for event in speaker.release():
+                if isinstance(event, ThoughtEvent) and not told:
+                    yield self.noise
+                    told = True
+                yield event
             yield speaker.end(time.perf_counter() - began)
+
+    @cached_property
+    def noise(self) -> NoiseFloor:
+        """What rounding alone changes in this run, measured on its prompts when the first thought is asked for."""
+        ids, places, hidden_BNE = self.read
+        return noise.measure(self.model, self.prefix, places, ids, hidden_BNE, self.thinker.length, self.thinker.weight)
 
     # -- the base model -------------------------------------------------------------------------------------------
 
@@ -196,6 +211,7 @@ class _Run:
         for b, speaker in enumerate(self.speakers):
             ids[b, : lengths[b]] = torch.tensor(speaker.ids, device=self.model.device)
         _, hidden_BNE = self.model.read(ids, lengths, self.prefix)
+        self.read = ids, noise.spread(lengths), hidden_BNE
         last = torch.tensor(lengths, device=self.model.device) - 1
         hidden_B1E = hidden_BNE[torch.arange(len(lengths), device=self.model.device), last][:, None]
         self._observe({speaker: speaker.ids[-1:] for speaker in self.speakers}, hidden_B1E)
@@ -228,13 +244,14 @@ class _Run:
         model, settings = self.model, self.settings
         ahead = [(s, n) for s, following in tokens.items() for n in range(len(following))]
         hidden_ME = hidden_BLE[[s.sequence for s, _ in ahead], [n for _, n in ahead]]
-        raw_MV = model.unembed(hidden_ME)
         sequence = [s.sequence for s, _ in ahead]
         position = [len(s.ids) - 1 + len(self.sites[s.sequence]) + n for s, n in ahead]
+        products_MV = model.products(hidden_ME, torch.tensor(position, device=model.device))
+        raw_MV = families.shaped(model.decoder_lm, products_MV)
         clocks_MV = None
         if settings.temperature > 0:
             drawn = clocks(settings.seed, TOKEN, sequence, position, vocabulary=raw_MV.shape[-1])
-            clocks_MV = torch.from_numpy(drawn).to(model.device)
+            clocks_MV = torch.from_numpy(drawn)
         free_MV = ban(raw_MV, model.config.marker_ids)
         if self.suppression:
             texts = [s.ids + [x.draft for x in self.sites[s.sequence]] + tokens[s][1 : n + 1] for s, n in ahead]
@@ -247,10 +264,10 @@ class _Run:
             if n == 0 or (true[-1:] == [m - 1] and draft[m - 1] == tokens[speaker][n]):
                 true.append(m)
         if len(true) < len(ahead):
-            hidden_ME, raw_MV = hidden_ME[true], raw_MV[true]
+            hidden_ME, raw_MV, products_MV = hidden_ME[true], raw_MV[true], products_MV[true]
         asked = self.trigger.decide(
             Moment(
-                logits=raw_MV.float(), weight=lambda: model.weight(hidden_ME, hidden_ME),
+                logits=raw_MV, weight=lambda: model.weight(hidden_ME, hidden_ME),
                 step=[position[m] + 1 - ahead[m][0].prompt_length for m in true],
                 sequence=[sequence[m] for m in true], position=[position[m] for m in true], seed=settings.seed,
                 marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
@@ -258,13 +275,13 @@ class _Run:
         )  # fmt: skip
         for row, m in enumerate(true):
             thinks = asked[row] if self.thinker.control.name != "none" else None
-            site = Site(hidden_ME[row], raw_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
+            site = Site(hidden_ME[row], products_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
             self.sites[sequence[m]].append(site)
 
     def _pick(self, logits_MV: Tensor, clocks_MV: Tensor | None) -> list[int]:
         """The token of each position under these logits; the same randomness for the draft and for what is emitted."""
         if clocks_MV is None:
-            return logits_MV.argmax(-1).tolist()  # type: ignore[no-any-return]
+            return best(logits_MV).tolist()  # type: ignore[no-any-return]
         probabilities = distribution(logits_MV, self.settings.temperature, self.settings.top_p)
         return race(probabilities, clocks_MV).tolist()  # type: ignore[no-any-return]
 
@@ -326,17 +343,21 @@ class _Run:
         thinking = [site for site in sites if site.asked]
         predictions: Iterator[Prediction] = iter(())
         if thought is not None:
-            predictions = self.thinker.predictions(torch.stack([site.hidden for site in thinking]), thought.hidden)
+            first = len(speaker.ids) - 1
+            predictions = self.thinker.predictions(
+                torch.stack([site.hidden for site in thinking]), torch.stack([site.products for site in thinking]),
+                thought.hidden, [first + n for n, site in enumerate(sites) if site.asked],
+            )  # fmt: skip
         out: list[Event] = []
         thoughts = emitted = 0
         for site in sites:
-            base_V = mixed_V = torch.log_softmax(ban(site.raw, self.model.config.marker_ids), dim=-1)
+            base_V = mixed_V = self.model.logprobs(site.products)
             token = site.draft
             if site.asked and thought is not None:
                 r = slice(thoughts * self.thinker.samples, (thoughts + 1) * self.thinker.samples)
                 part = Thought(thought.tokens[r], thought.logprobs[r], thought.hidden[r])
                 event, mixed_V, only_V = self.thinker.event(
-                    speaker.sequence, speaker.ids, site.asked, base_V, part, next(predictions)
+                    speaker.sequence, speaker.ids, site.asked, base_V, part, next(predictions), self.noise
                 )
                 speaker.think(event)
                 self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())

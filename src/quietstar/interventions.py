@@ -90,7 +90,7 @@ def donor_positions(seed: int, sequence: Tensor, position: Tensor) -> Tensor:
     Later positions are no donors: their thoughts have read the token that is to be predicted.
     """
     drawn = uniforms(seed, CONTROL, sequence.cpu().numpy(), position.cpu().numpy())
-    earlier = (torch.from_numpy(drawn).to(position.device) * position).long()
+    earlier = (torch.from_numpy(drawn) * position.cpu()).long().to(position.device)
     return torch.where(position > 0, earlier, -1)
 
 

@@ -76,6 +76,6 @@ class Markers(nn.Module):
 
 
 def mix(base: Tensor, thought: Tensor, weight: Tensor) -> Tensor:
-    """(1 - w) base + w thought in hidden space, in fp32 and back; shapes (..., E), (..., E), (...)."""
+    """(1 - w) base + w thought in hidden space, in fp32; shapes (..., E), (..., E), (...)."""
     w = weight.unsqueeze(-1)
-    return ((1 - w) * base + w * thought).to(base.dtype)
+    return (1 - w) * base.float() + w * thought.float()

@@ -151,8 +151,41 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return embeddings
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits of the base model's own head, (..., V), in its dtype."""
-        return families.unembed(self.decoder_lm, hidden)
+        """Logits of the base model's own head in fp32, (..., V)."""
+        return families.shaped(self.decoder_lm, self.products(hidden))
+
+    def products(self, hidden: Tensor, position: Tensor | None = None) -> Tensor:
+        """What the output layer gives in fp32, (..., V), before the family's scaling and soft-cap; see `logprobs`.
+
+        Raises:
+            QuietStarError: a product is not finite; `position` (...) says where.
+        """
+        found = families.products(self.decoder_lm, hidden)
+        self.check_finite(found, "logits", position)
+        return found
+
+    def logprobs(self, products: Tensor) -> Tensor:
+        """Log-probabilities from products with the output layer, markers banned; (..., V)."""
+        return torch.log_softmax(ban(families.shaped(self.decoder_lm, products), self.config.marker_ids), dim=-1)
+
+    def check_finite(self, values: Tensor, what: str, position: Tensor | None = None) -> None:
+        """Refuse numbers (..., n) that no prediction can be made from; `position` (...) says where they stand.
+
+        Raises:
+            QuietStarError: nan or infinity among them.
+        """
+        sums = values.detach().sum(-1, dtype=torch.float32)
+        if bool(sums.isfinite().all()):
+            return
+        where = ""
+        if position is not None:
+            first = int((~values.isfinite().all(-1)).flatten().nonzero()[:1].sum())
+            where = f" at position {int(position.expand(sums.shape).reshape(-1)[first])}"
+        dtype = str(self.decoder_lm.dtype).removeprefix("torch.")
+        hint = "the model's weights are damaged"
+        if dtype != "float32":
+            hint = f"{dtype} is too narrow for it, or its weights are damaged; try dtype float32"
+        raise QuietStarError(f"the model computed {what} that are not finite (nan or infinity){where}: {hint}")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits a token may be chosen from: fp32, marker ids at minus infinity; (..., V)."""
@@ -165,6 +198,17 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     @property
     def vocabulary(self) -> int:
         return int(self.decoder_lm.get_output_embeddings().weight.shape[0])
+
+    @property
+    def filler_token(self) -> int:
+        """The token that the filler control repeats: configured, or the tokenizer's first token of ".", or id 0."""
+        if self.config.filler_id is not None:
+            return int(self.config.filler_id)
+        if self.tokenizer is not None:
+            found = self.tokenizer.encode(".", add_special_tokens=False)
+            if found:
+                return int(found[-1])
+        return 0
 
     def check_fits(self, tokens: int, thought_length: int, what: str = "text") -> None:
         """Refuse what the base model's positions cannot hold: the text, and a thought with its markers behind it."""
@@ -179,7 +223,15 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def read(self, ids: Tensor, counts: list[int] | None = None, prefix: Prefix | None = None) -> tuple[Prefix, Tensor]:
         """Run visible tokens (B, N), real ones first; returns the prefix and their hidden states (B, N, E)."""
         prefix = prefix or Prefix(self.decoder_lm, ids.shape[0])
-        return prefix, prefix.extend(self.embed(ids), counts)
+        before = prefix.length_B
+        embeds_BNE = self.embed(ids)
+        hidden_BNE = prefix.extend(embeds_BNE, counts)
+        position_BN = before[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        real_BN1 = (position_BN < prefix.length_B[:, None])[..., None]
+        # embeddings first: nan in a later token reaches earlier ones, as masked attention multiplies it by zero
+        for what, values in (("embeddings", embeds_BNE), ("hidden states", hidden_BNE)):
+            self.check_finite(values.detach().masked_fill(~real_BN1, 0), what, position_BN)
+        return prefix, hidden_BNE
 
     # -- thinking -----------------------------------------------------------------------------------------------------
 
@@ -229,8 +281,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         for j in range(length):
             uniform_R = None
             if temperature != 0.0:
-                uniform_R = torch.from_numpy(uniforms(seed, THOUGHT, *keys, j)).to(hidden_RE.device)
-            token_R, logprob_R = self._choose(hidden_RE, uniform_R, temperature)
+                uniform_R = torch.from_numpy(uniforms(seed, THOUGHT, *keys, j))
+            token_R, logprob_R = self._choose(hidden_RE, uniform_R, temperature, place.position)
             chosen.append(token_R)
             logprobs.append(logprob_R)
             if j == length - 1 and not close:
@@ -244,7 +296,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def _rethink(self, prefix: Prefix, place: Place, tokens: Tensor) -> Thought:
         """Given thoughts in one pass over start marker, T tokens and end marker."""
         rows = Rows(prefix, place.sequence, place.position + 1)
-        hidden_RLE = rows.extend(self._wrapped(tokens))
+        hidden_RLE = rows.extend(self.wrapped(tokens))
         logprobs = torch.zeros(tokens.shape, device=tokens.device)
         for r in chunks(len(place), UNEMBED_ROWS // max(1, tokens.shape[1]) + 1):
             if tokens.shape[1]:
@@ -252,18 +304,21 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
                 logprobs[r] = all_logprobs.gather(-1, tokens[r, :, None])[..., 0]
         return Thought(tokens, logprobs, hidden_RLE[:, -1])
 
-    def _wrapped(self, tokens: Tensor) -> Tensor:
+    def wrapped(self, tokens: Tensor) -> Tensor:
         """Input embeddings of start marker, tokens and end marker, (R, T + 2, E)."""
         opening, closing = self.markers.opening(self._dtype), self.markers.closing(self._dtype)
         count = tokens.shape[0]
         return torch.cat([opening.expand(count, 1, -1), self.embed(tokens), closing.expand(count, 1, -1)], dim=1)
 
-    def _choose(self, hidden: Tensor, uniform: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    def _choose(
+        self, hidden: Tensor, uniform: Tensor | None, temperature: float, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
         parts = []
-        for r in chunks(hidden.shape[0], 4 * UNEMBED_ROWS):  # one product in the model's dtype ...
-            logits_RV, uniform_R = self.unembed(hidden[r]), None if uniform is None else uniform[r]
-            for q in chunks(logits_RV.shape[0], UNEMBED_ROWS):  # ... and fp32 in smaller parts
-                logits = ban(logits_RV[q], self.config.marker_ids)
+        for r in chunks(hidden.shape[0], 2 * UNEMBED_ROWS):  # one product ...
+            products_RV = self.products(hidden[r], position[r])
+            uniform_R = None if uniform is None else uniform[r]
+            for q in chunks(products_RV.shape[0], UNEMBED_ROWS):  # ... and the rest in smaller parts
+                logits = ban(families.shaped(self.decoder_lm, products_RV[q]), self.config.marker_ids)
                 parts.append(choose(logits, None if uniform_R is None else uniform_R[q], temperature))
         return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
 
@@ -282,35 +337,38 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return weight
 
     def predict(
-        self, base_hidden: Tensor, thought_hidden: Tensor, weight: float | None = None
+        self,
+        base_hidden: Tensor,
+        thought_hidden: Tensor,
+        weight: float | None = None,
+        base_products: Tensor | None = None,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What R thoughts make of the next token.
+        """What R thoughts make of the next token, in fp32.
+
+        A product with the output layer is linear, so states are mixed behind it: w (thought - base) is added to the
+        base's products, and a small difference is not lost between two large roundings.
 
         Args:
             base_hidden: (R, E). thought_hidden: (R, E) at the end marker. weight: w to use in place of the head's.
+            base_products: (R, V) of `base_hidden`, where they are known. position: (R,) where, for messages.
 
         Returns:
             w (R,), mixed log-probabilities (R, V), log-probabilities from the thought alone (R, V).
         """
-        w_R, mixed_RE = self.mixed(base_hidden, thought_hidden, weight)
-        mixed_RV, only_RV = self.logprobs(mixed_RE, thought_hidden)
-        return w_R, mixed_RV, only_RV
-
-    def mixed(self, base_hidden: Tensor, thought_hidden: Tensor, weight: float | None = None) -> tuple[Tensor, Tensor]:
-        """w (R,), the head's or all `weight`, and the hidden states mixed by it (R, E)."""
         if weight is None:
             w_R = self.weight(base_hidden, thought_hidden)
+            self.check_finite(w_R[:, None], "mixing weights", position)
         else:
             w_R = torch.full(base_hidden.shape[:1], float(weight), device=base_hidden.device)
-        return w_R, mix(base_hidden, thought_hidden, w_R)
-
-    def logprobs(self, *hidden: Tensor) -> list[Tensor]:
-        """Log-probabilities (rows, V) of each of several hidden states (rows, E), by one product with the vocabulary.
-
-        One product of many rows costs less than several of few: the weights are read once.
-        """
-        parts = self.unembed(torch.cat(hidden)).split([len(part) for part in hidden])
-        return [torch.log_softmax(ban(part, self.config.marker_ids), dim=-1) for part in parts]
+        if base_products is None:
+            base_products = self.products(base_hidden, position)
+        only_RV = self.products(thought_hidden, position)
+        if families.quantized(self.decoder_lm):
+            mixed_RV = self.products(mix(base_hidden, thought_hidden, w_R), position)
+        else:
+            mixed_RV = torch.lerp(base_products, only_RV, w_R[:, None])
+        return w_R, self.logprobs(mixed_RV), self.logprobs(only_RV)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -341,7 +399,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         teacher_RKE = self.embed(ids[place.sequence[:, None], ahead_RK])
         blind = (thoughts.shape[1] + 1, hide_near) if hide_near else None
         rows = Rows(prefix, place.sequence, place.position + 1, blind=blind)
-        return rows.extend(torch.cat([self._wrapped(thoughts), teacher_RKE], dim=1))
+        return rows.extend(torch.cat([self.wrapped(thoughts), teacher_RKE], dim=1))
 
     def think_ahead(self, ids: Tensor, mask: Tensor, thoughts: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
         """Run given thoughts at every position with the true tokens that follow, with gradient.

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from quietstar import memory
+from quietstar import memory, noise
 from quietstar.arguments import at_least, checked
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, ThinkingModel, chunks
 from quietstar.rows import Prefix
-from quietstar.sampling import kl_divergence
+from quietstar.sampling import flipped, kl_divergence
 from quietstar.scoring import check_thinking, default_temperature
 from quietstar.scratchpad.trace import Choice, NoiseFloor
 from quietstar.text import visible
@@ -28,7 +28,8 @@ class Resampled:
 
     Args:
         position: the place; thoughts: (n, T) tokens; texts: the same as text; token_logprobs: (n, T).
-        mixing_weight: (n,) w. kl: (n,) KL(mixed || base) in nats. flipped: (n,) argmax changed.
+        mixing_weight: (n,) w. kl: (n,) KL(mixed || base) in nats. flipped: (n,) another likeliest token than
+            the base's, by more than the noise floor in both predictions.
         base, mixed, only: likeliest next tokens without a thought, and with / from only each thought.
         noise: what rounding alone changes in these numbers.
     """
@@ -89,7 +90,8 @@ def resample_ids(
     hidden: Tensor | None = None,
     show: Annotated[int, at_least(1)] = 5,
 ) -> Resampled:
-    """Think n times at one position of a text; see `QuietStar.resample`. `prefix`, `hidden` spare reading it."""
+    """Think n times at one position of a text; see `QuietStar.resample`. `prefix`, `hidden` (1, N, E)
+    spare reading it."""
     if not 0 <= position < len(ids):
         raise QuietStarError(
             f"position must be from 0 to {len(ids) - 1} (the text has {len(ids)} tokens), got {position}"
@@ -112,17 +114,22 @@ def resample_ids(
     memory.thinking(model, [len(context)], n, thinker.length, samples=n, advice="ask for fewer thoughts (n)",
                     kept=2 * show * memory.CHOICE)  # fmt: skip
     if prefix is None or hidden is None:
-        prefix, hidden_1NE = model.read(torch.tensor([context], device=model.device))
-        hidden = hidden_1NE[:, -1]
-    base_V = torch.log_softmax(model.logits(hidden), dim=-1)[0]
+        prefix, hidden = model.read(torch.tensor([context], device=model.device))
+    ids_1N = torch.tensor([context], device=model.device)
+    floor = noise.measure(model, prefix, noise.spread([len(context)]), ids_1N, hidden, thinker.length, thinker.weight)
+    hidden, position_1 = hidden[:, -1], torch.tensor([position], device=model.device)
+    products_1V = model.products(hidden, position_1)
+    base_V = model.logprobs(products_1V)[0]
     thought = thinker.think(prefix, [0], [position], [0])
     parts = []
     for r in chunks(n, UNEMBED_ROWS):
         base_RE = hidden.expand(len(thought.hidden[r]), -1)
-        w_R, mixed_RV, only_RV = model.predict(base_RE, thought.hidden[r], thinker.weight)
+        products_RV = products_1V.expand(len(base_RE), -1)
+        w_R, mixed_RV, only_RV = model.predict(base_RE, thought.hidden[r], thinker.weight, products_RV, position_1)
         parts.append(
             (
-                w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)), mixed_RV.argmax(-1) != base_V.argmax(-1),
+                w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)),
+                flipped(base_V.expand_as(mixed_RV), mixed_RV, floor.logprob),
                 thinker.choices(mixed_RV, context), thinker.choices(only_RV, context),
             )
         )  # fmt: skip
@@ -133,5 +140,5 @@ def resample_ids(
         mixing_weight=torch.cat([part[0] for part in parts]), kl=torch.cat([part[1] for part in parts]),
         flipped=torch.cat([part[2] for part in parts]), base=thinker.choices(base_V[None], context)[0],
         mixed=[choices for part in parts for choices in part[3]],
-        only=[choices for part in parts for choices in part[4]],
+        only=[choices for part in parts for choices in part[4]], noise=floor,
     )  # fmt: skip

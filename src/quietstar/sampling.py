@@ -48,6 +48,46 @@ def ban(logits: Tensor, banned: Sequence[int]) -> Tensor:
     return logits
 
 
+def best(values: Tensor) -> Tensor:
+    """The index of the largest value over the last axis, (..., V) -> (...); the lowest among equal ones.
+
+    The one place that decides between equals, so that a tie has the same winner wherever it is looked at.
+    """
+    return values.argmax(-1)  # torch promises the first of several
+
+
+def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest values over the last axis, largest first and the lowest index among equal ones.
+
+    Args:
+        values: (n, V). count: at least 1; all V where it is more.
+
+    Returns:
+        values (n, count), indices (n, count).
+    """
+    count = min(count, values.shape[-1])
+    least = values.topk(count).values[:, -1:]
+    indices = []
+    for row, border in zip(values, least, strict=True):  # topk takes any of those that are equal at its border
+        candidates = (row >= border).nonzero()[:, 0]
+        order = row[candidates].sort(descending=True, stable=True).indices
+        indices.append(candidates[order[:count]])
+    index = torch.stack(indices) if indices else values.new_zeros(0, count, dtype=torch.long)
+    return values.gather(-1, index), index
+
+
+def flipped(base: Tensor, mixed: Tensor, floor: float = 0.0) -> Tensor:
+    """Whether another token is the likeliest, from log-probabilities (..., V) each; (...) of booleans.
+
+    Both predictions must prefer theirs to the other's by more than `floor` nats, what rounding alone may change: a tie,
+    exact or within rounding, is no flip.
+    """
+    was, is_now = best(base)[..., None], best(mixed)[..., None]
+    lost = base.gather(-1, was) - base.gather(-1, is_now)
+    won = mixed.gather(-1, is_now) - mixed.gather(-1, was)
+    return ((lost > floor) & (won > floor))[..., 0]
+
+
 def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Inverse-CDF draw: the token where the running sum of `probabilities` (R, V) passes `uniform` (R,); returns (R,).
 
@@ -58,16 +98,17 @@ def pick(probabilities: Tensor, uniform: Tensor) -> Tensor:
     if vocabulary % block:
         probabilities = torch.nn.functional.pad(probabilities, (0, block - vocabulary % block))
     blocks_RCb = probabilities.view(rows, -1, block)
-    upto_RC = blocks_RCb.sum(-1).double().cumsum(-1)
+    upto_RC = blocks_RCb.sum(-1).cpu().double().cumsum(-1)  # on the CPU: not every device has doubles
     target_R1 = (uniform.to(upto_RC) * upto_RC[:, -1])[:, None]
     index_R1 = torch.searchsorted(upto_RC, target_R1, right=True).clamp_max(upto_RC.shape[1] - 1)
     before_R1 = torch.where(index_R1 > 0, upto_RC.gather(1, (index_R1 - 1).clamp_min(0)), 0.0)
-    inside_Rb = blocks_RCb[torch.arange(rows, device=probabilities.device), index_R1[:, 0]]
-    running_Rb = inside_Rb.double().cumsum(-1) + before_R1
+    at_R = index_R1[:, 0].to(probabilities.device)
+    inside_Rb = blocks_RCb[torch.arange(rows, device=probabilities.device), at_R].cpu().double()
+    running_Rb = inside_Rb.cumsum(-1) + before_R1
     offset_R1 = torch.searchsorted(running_Rb, target_R1, right=True)
     # rounding may leave the target a hair past the end: take the last token of the block that has any probability
-    last_R1 = (block - 1 - (inside_Rb > 0).flip(-1).int().argmax(-1))[:, None]
-    return (index_R1 * block + torch.minimum(offset_R1, last_R1))[:, 0]
+    last_R1 = (block - 1 - best((inside_Rb > 0).flip(-1).int()))[:, None]
+    return (index_R1 * block + torch.minimum(offset_R1, last_R1))[:, 0].to(probabilities.device)
 
 
 def clocks(seed: int, purpose: int, *keys: ArrayLike, vocabulary: int) -> np.ndarray:
@@ -87,8 +128,9 @@ def race(probabilities: Tensor, clocks: Tensor) -> Tensor:
     distributions p and q raced with the same clocks draw the same token with probability sum over k of
     1 / sum over j of max(p_j / p_k, q_j / q_k), at least (1 - TV) / (1 + TV) in their total variation TV (Daliri,
     Musco, Suresh 2025), where no coupling can do better than 1 - TV. That is what speculation lives on.
+    Of clocks that ring at the same time the lowest token wins. The times are doubles, on the CPU.
     """
-    return (clocks.double() / probabilities.double()).argmin(-1)
+    return best(-(clocks.cpu().double() / probabilities.cpu().double())).to(probabilities.device)
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
@@ -102,7 +144,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose mass reaches `top_p`, renormalised; (R, V)."""
     if top_p >= 1.0:
         return probabilities
-    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)  # at the border the lowest ids stay
     keep = ordered.cumsum(-1) - ordered < top_p
     keep[..., 0] = True
     kept = torch.zeros_like(probabilities).scatter(-1, order, ordered * keep)
@@ -120,7 +162,7 @@ def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: fl
         token ids (R,), their log-probabilities in nats (R,).
     """
     if temperature == 0.0:
-        token_R = logits.argmax(-1)
+        token_R = best(logits)
         return token_R, logits.gather(-1, token_R[:, None])[:, 0] - logits.logsumexp(-1)
     assert uniform is not None
     probabilities = distribution(logits, temperature, top_p)

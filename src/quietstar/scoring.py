@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quietstar import interventions, memory
+from quietstar import interventions, memory, noise
 from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
-from quietstar.sampling import average, entropy, kl_divergence
+from quietstar.sampling import average, entropy, flipped, kl_divergence
 from quietstar.scratchpad.trace import NoiseFloor
 from quietstar.text import pieces, text_of, visible
 
@@ -44,7 +44,8 @@ class Score:
         mixing_weight: (B, N - 1) w, mean over samples.
         kl: (B, N - 1) KL(mixed || base) over the vocabulary, of the samples' mean prediction.
         entropy: (B, N - 1) entropy of the base prediction.
-        flipped: (B, N - 1) True where the mixed argmax (of the samples' mean) is not the base argmax.
+        flipped: (B, N - 1) True where the mixed prediction (the samples' mean) has another likeliest token than the
+            base's, by more than the noise floor in both.
         thoughts: (B, N - 1, P, T) tokens; -1 in padding.
         token_logprobs: (B, N - 1, P, T) log-probability of each thought token when it was thought.
         sample_mixed_logprobs: (B, N - 1, P) as mixed_logprobs, each sample alone.
@@ -193,9 +194,17 @@ def score_ids(
     place = Place.every(lengths, samples, ids.device)
     wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
 
+    floors: dict[float | None, NoiseFloor] = {}
+
     def run(one: Control, tokens: Tensor | None) -> Score:
-        table = _Table(model, prefix, base_BNE, ids, mask, samples, length if tokens is None else tokens.shape[1])
         weight = mixing_weight if one.weight is None else one.weight
+        floor = None
+        if one.name != "none" and len(place):
+            if weight not in floors:
+                floors[weight] = noise.measure(model, prefix, noise.spread(lengths), ids, base_BNE, length, weight)
+            floor = floors[weight]
+        width = length if tokens is None else tokens.shape[1]
+        table = _Table(model, prefix, base_BNE, ids, mask, samples, width, floor)
         for r in chunks(len(place), rows_at_once(prefix, length, samples)):
             thought = None
             if one.name != "none":
@@ -223,7 +232,7 @@ def score_ids(
             own = _donated(model, own_BNPT, place, seed)
         else:
             own = own_BNPT[where]
-        results.append(run(one, interventions.replace(one, own, seed, *where, filler_token(model))))
+        results.append(run(one, interventions.replace(one, own, seed, *where, model.filler_token)))
     first = results[0]
     first.controls = {score.control: score for score in results[1:]}
     for score in results:
@@ -235,18 +244,7 @@ def _donated(model: ThinkingModel, own_BNPT: Tensor, place: Place, seed: int) ->
     """The thoughts (R, T) of earlier positions; filler at the first position."""
     donor_R = interventions.donor_positions(seed, place.sequence, place.position)
     given_RT = own_BNPT[place.sequence, donor_R.clamp_min(0), place.sample]
-    return torch.where(donor_R[:, None] >= 0, given_RT, filler_token(model))
-
-
-def filler_token(model: ThinkingModel) -> int:
-    """The token that the filler control repeats: configured, or the tokenizer's first token of ".", or id 0."""
-    if model.config.filler_id is not None:
-        return int(model.config.filler_id)
-    if model.tokenizer is not None:
-        found = model.tokenizer.encode(".", add_special_tokens=False)
-        if found:
-            return int(found[-1])
-    return 0
+    return torch.where(donor_R[:, None] >= 0, given_RT, model.filler_token)
 
 
 def check_thinking(length: int, samples: int, temperature: float | None, mixing_weight: float | None = None) -> None:
@@ -285,8 +283,10 @@ class _Table:
     """Collects the numbers of one control, row by row, into (B, N - 1, P) tables."""
 
     def __init__(
-        self, model: ThinkingModel, prefix: Prefix, base: Tensor, ids: Tensor, mask: Tensor, samples: int, length: int
-    ) -> None:
+        self, model: ThinkingModel, prefix: Prefix, base: Tensor, ids: Tensor, mask: Tensor, samples: int, length: int,
+        noise: NoiseFloor | None,
+    ) -> None:  # fmt: skip
+        self.noise = noise
         self.model, self.base, self.ids, self.mask = model, base, ids, mask
         shape = (ids.shape[0], max(0, ids.shape[1] - 1))
 
@@ -317,19 +317,17 @@ class _Table:
         b, i = place.sequence[first], place.position[first]
         target_Q = self.ids[b, i + 1]
         base_QE = self.base[b, i]
-        states = [base_QE]
-        if hidden_RE is not None:
-            base_RE = base_QE.repeat_interleave(p, 0) if p > 1 else base_QE
-            w_R, mixed_RE = model.mixed(base_RE, hidden_RE, weight)
-            states += [mixed_RE, hidden_RE]
-        base_QV, *others = model.logprobs(*states)
+        products_QV = model.products(base_QE, i)
+        base_QV = model.logprobs(products_QV)
         self.base_logprobs[b, i] = base_QV.gather(-1, target_Q[:, None])[:, 0]
         self.entropy[b, i] = entropy(base_QV)
-        if not others:
+        if hidden_RE is None:
             self.mixed[b, i] = self.base_logprobs[b, i, None]
             self.weight[b, i], self.kl[b, i] = 0.0, 0.0
             return
-        mixed_RV, only_RV = others
+        if p > 1:
+            base_QE, products_QV = base_QE.repeat_interleave(p, 0), products_QV.repeat_interleave(p, 0)
+        w_R, mixed_RV, only_RV = model.predict(base_QE, hidden_RE, weight, products_QV, place.position)
         target_R1 = target_Q.repeat_interleave(p)[:, None]
         where = (place.sequence, place.position, place.sample)
         self.weight[where] = w_R
@@ -337,7 +335,7 @@ class _Table:
         self.only[where] = only_RV.gather(-1, target_R1)[:, 0]
         together_QV = average(mixed_RV.view(-1, p, mixed_RV.shape[-1]))
         self.kl[b, i] = kl_divergence(together_QV, base_QV)
-        self.flips[b, i] = together_QV.argmax(-1) != base_QV.argmax(-1)
+        self.flips[b, i] = flipped(base_QV, together_QV, 0.0 if self.noise is None else self.noise.logprob)
 
     def score(self, control: str) -> Score:
         together, only = (average(values[..., None])[..., 0] for values in (self.mixed, self.only))
@@ -345,5 +343,5 @@ class _Table:
             ids=self.ids, mask=self.mask, base_logprobs=self.base_logprobs, mixed_logprobs=together,
             thought_logprobs=only, mixing_weight=self.weight.mean(-1), kl=self.kl, entropy=self.entropy,
             flipped=self.flips, thoughts=self.thoughts, token_logprobs=self.token_logprobs,
-            sample_mixed_logprobs=self.mixed, control=control,
+            sample_mixed_logprobs=self.mixed, control=control, noise=self.noise,
         )  # fmt: skip

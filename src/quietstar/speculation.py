@@ -39,13 +39,13 @@ class Site:
     """A position whose next token is not settled yet, and what the base model says there.
 
     Args:
-        hidden: base hidden state (E,). raw: base logits (V,), markers not banned.
+        hidden: base hidden state (E,). products: of it with the output layer (V,).
         asked: the rules that ask for a thought here, or None where the base prediction stands.
         draft: the token the base prediction chooses. clocks: (V,) randomness of the choice, None where it is greedy.
     """
 
     hidden: Tensor
-    raw: Tensor
+    products: Tensor
     asked: str | None
     draft: int
     clocks: Tensor | None

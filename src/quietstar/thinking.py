@@ -18,9 +18,9 @@ from quietstar.errors import QuietStarError
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
 from quietstar.rows import Prefix
-from quietstar.sampling import average, entropy, kl_divergence
-from quietstar.scoring import filler_token, rows_at_once
-from quietstar.scratchpad.trace import Choice, Sample, ThoughtEvent
+from quietstar.sampling import average, entropy, flipped, kl_divergence, top
+from quietstar.scoring import rows_at_once
+from quietstar.scratchpad.trace import Choice, NoiseFloor, Sample, ThoughtEvent
 from quietstar.text import pieces
 
 
@@ -128,23 +128,33 @@ class Thinker:
             elif given is None:
                 given = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
             given = interventions.replace(
-                control, given, self.seed, place.sequence, place.position, place.sample, filler_token(model)
+                control, given, self.seed, place.sequence, place.position, place.sample, model.filler_token
             )
         return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
 
-    def predictions(self, base_ME: Tensor, thought_RE: Tensor) -> Iterator[Prediction]:
-        """One prediction a place, from base (M, E) and thought (M * P, E) states; computed as they are asked for."""
+    def predictions(
+        self, base_ME: Tensor, products_MV: Tensor, thought_RE: Tensor, position: list[int]
+    ) -> Iterator[Prediction]:
+        """One prediction a place; computed as they are asked for.
+
+        Args:
+            base_ME, products_MV: base states and their products with the output layer. thought_RE: M * P states at the
+                ends of the thoughts. position: (M,) where.
+        """
+        position_M = torch.tensor(position, device=base_ME.device)
         for m in chunks(len(base_ME), max(1, UNEMBED_ROWS // self.samples)):
             r = slice(m.start * self.samples, m.stop * self.samples)
             w_R, mixed_RV, only_RV = self.model.predict(
-                base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight
-            )
+                base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight,
+                products_MV[m].repeat_interleave(self.samples, 0), position_M[m].repeat_interleave(self.samples),
+            )  # fmt: skip
             for n in chunks(len(w_R), self.samples):
                 yield Prediction(w_R[n], mixed_RV[n], only_RV[n])
 
     def event(
-        self, sequence: int, context: list[int], trigger: str, base_V: Tensor, thought: Thought, found: Prediction
-    ) -> tuple[ThoughtEvent, Tensor, Tensor]:
+        self, sequence: int, context: list[int], trigger: str, base_V: Tensor, thought: Thought, found: Prediction,
+        noise: NoiseFloor,
+    ) -> tuple[ThoughtEvent, Tensor, Tensor]:  # fmt: skip
         """The thought event of one place behind `context`, and its log-probabilities (V,), mixed and from it alone."""
         mixed_V, only_V = average(found.mixed), average(found.only)
         base, mixed, only = self.choices(torch.stack([base_V, mixed_V, only_V]), context)
@@ -159,7 +169,7 @@ class Thinker:
                 for parts in [self.pieces(tokens.tolist(), context)]
             ],
             weight=float(found.weight.mean()), base=base, mixed=mixed,
-            only=only, flipped=bool(base_V.argmax() != mixed_V.argmax()),
+            only=only, flipped=bool(flipped(base_V, mixed_V, noise.logprob)),
             kl=float(kl_divergence(mixed_V, base_V)), entropy=float(entropy(base_V)),
         )  # fmt: skip
         return event, mixed_V, only_V
@@ -174,9 +184,9 @@ class Thinker:
 
     def choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:
         """The likeliest next tokens of each distribution (n, V)."""
-        best = logprobs.topk(min(self.show, logprobs.shape[-1]))
-        texts = {token: self.text([token], context) for token in set(best.indices.flatten().tolist())}
+        values_nK, index_nK = top(logprobs, self.show)
+        texts = {token: self.text([token], context) for token in set(index_nK.flatten().tolist())}
         return [
             [Choice(token, texts[token], math.exp(logprob)) for token, logprob in zip(ids, values, strict=True)]
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for ids, values in zip(index_nK.tolist(), values_nK.tolist(), strict=True)
         ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quietstar.arguments import checked, shown
 from quietstar.errors import QuietStarError
-from quietstar.sampling import TRIGGER, entropy, uniforms
+from quietstar.sampling import TRIGGER, best, entropy, uniforms
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Rule:
             found = entropy(torch.log_softmax(moment.logits, dim=-1))
             return [e > number for e in found.tolist()]
         if self.name == "marker":
-            return [best == moment.marker_id for best in moment.logits.argmax(-1).tolist()]
+            return [token == moment.marker_id for token in best(moment.logits).tolist()]
         return [self.name == "always"] * count
 
 

@@ -12,6 +12,7 @@ import typer
 from quietstar._version import __version__
 from quietstar.cli import bench, options, plot, runs, score, show, signals, stats, tasks, think, train, view
 from quietstar.errors import QuietStarError
+from quietstar.text import visible
 
 app = typer.Typer(
     name="quietstar", invoke_without_command=True, add_completion=False, rich_markup_mode=None,
@@ -119,7 +120,7 @@ def _flush() -> None:
 def _leave(line: str, code: int) -> NoReturn:
     _flush()
     line = " ".join(line.split()).encode("utf-8", errors="backslashreplace").decode()
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)  # a line may quote what a file or a record says
     raise SystemExit(code)
 
 

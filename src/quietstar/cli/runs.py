@@ -74,8 +74,10 @@ def _print(run: Run) -> None:
     from quietstar.text import visible
 
     console = Console(highlight=False, soft_wrap=True)
-    line = Text().append(run.id, "bold cyan").append(f"  {when(run.started)}  ", "dim")
+    line = Text().append(visible(run.id), "bold cyan").append(f"  {when(run.started)}  ", "dim")
     line.append(f"{run.thoughts:>5} thoughts {run.flips:>3} {'◆' if run.flips else ' '}  ", "dim")
+    if run.flips and run.noise_kl is None:
+        line.append("(noise floor not measured) ", "dim")
     for tag in run.tags:
         line.append(f"#{visible(tag)} ", "magenta")
     if run.phase == "reason":

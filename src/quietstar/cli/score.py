@@ -14,6 +14,8 @@ from quietstar.cli import options
 from quietstar.cli.status import Status
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from quietstar.evals.losses import LossReport
     from quietstar.intervals import Interval
 
@@ -121,13 +123,22 @@ def _report_of(file: str) -> dict[str, Any]:
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
     from quietstar.evals.losses import against, differences
+    from quietstar.scratchpad.computed import different, in_words
     from quietstar.text import visible
 
     compared = {}
     if other is not None:
         compared = {kind: against(report.to_dict(), other, kind) for kind in ("base", "own")}
+        found = other.get("computed")
+        told = {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+        differ = different([report.computed, told]) if told else []
+        if differ:
+            print(visible(f"note: the reports differ in {', '.join(differ)}: {in_words(report.computed)}; the other "
+                          f"{in_words(told)}"), file=sys.stderr)  # fmt: skip
+        elif not told:
+            print("note: the other report does not say what computed it (dtype, device, versions)", file=sys.stderr)
         for note in differences(report.to_dict(), other):
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {visible(note)}", file=sys.stderr)
     for name in report.skipped:
         print(f"note: {visible(name)} has fewer than two tokens and was left out", file=sys.stderr)
     if as_json:
@@ -139,56 +150,94 @@ def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> No
 
 def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from quietstar.intervals import FEWEST
-    from quietstar.text import visible
 
     console = Console(highlight=False)
     kinds = list(report.losses)
 
-    def table(title: str, columns: list[str]) -> Table:
-        made = Table(
-            title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold"
-        )
-        for number, column in enumerate(columns):
-            made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-        return made
+    documents = [[row["document"], str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds)]
+                 for row in report.documents]  # fmt: skip
+    documents.append(["all", str(report.tokens), *(f"{report.losses[kind].mean:.4f}" for kind in kinds)])
+    documents.append(["95 % from", "", *(_bound(report.losses[kind].low) for kind in kinds)])
+    documents.append(["95 % to", "", *(_bound(report.losses[kind].high) for kind in kinds)])
+    _table(console, "Loss, nats per predicted token", ["document", "tokens", *kinds], documents, fixed=2, last=3)
 
-    documents = table("Loss, nats per predicted token", ["document", "tokens", *kinds])
-    for row in report.documents:
-        documents.add_row(Text(visible(row["document"])), str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds))
-    documents.add_section()
-    documents.add_row("all", str(report.tokens), *(f"{report.losses[kind].mean:.4f}" for kind in kinds))
-    documents.add_row("95 %", "", *(_range(report.losses[kind]) for kind in kinds))
-    console.print(documents)
+    effects = [[name, f"{found.mean:+.4f}", _range(found)] for name, found in report.effects.items()]
+    effects += [[f"{name}, hardest fifth", f"{found.mean:+.4f}", _range(found)]
+                for name, found in report.hardest.items()]  # fmt: skip
+    effects += [[f"{kind} against the other's base", f"{found.mean:+.4f}", _range(found)]
+                for kind, found in compared.items()]  # fmt: skip
+    for name, one, form in (
+        ("thoughts continue the text", report.continues, ".2%"), ("likeliest word changed", report.flipped, ".2%"),
+        ("mixing weight", report.weight, ".4f"), ("KL(mixed || base)", report.kl, ".4f"),
+    ):  # fmt: skip
+        effects.append([name, format(one.mean, form), _range(one)])
+    _table(console, "Effects, nats; above 0 the thought helps", ["effect", "mean", "95 %"], effects, fixed=3)
 
-    effects = table("\nEffects, nats; above 0 the thought helps", ["effect", "mean", "95 %"])
-    for name, found in report.effects.items():
-        effects.add_row(name, f"{found.mean:+.4f}", _range(found))
-    for name, found in report.hardest.items():
-        effects.add_row(f"{name}, hardest fifth", f"{found.mean:+.4f}", _range(found))
-    for kind, found in compared.items():
-        effects.add_row(f"{kind} against the other's base", f"{found.mean:+.4f}", _range(found))
-    effects.add_row("thoughts continue the text", f"{report.continues.mean:.2%}", _range(report.continues))
-    effects.add_row("flipped argmax", f"{report.flipped.mean:.2%}", _range(report.flipped))
-    effects.add_row("mixing weight", f"{report.weight.mean:.4f}", _range(report.weight))
-    effects.add_row("KL(mixed || base)", f"{report.kl.mean:.4f}", _range(report.kl))
-    console.print(effects)
-
-    deciles = table("\nBy decile of base difficulty", ["decile", "tokens", "base from", *kinds, *report.effects])
-    for row in report.deciles:
-        deciles.add_row(
-            str(row["decile"]), str(row["tokens"]), f"{row['from']:.3f}",
-            *(f"{row['losses'][kind]:.4f}" for kind in kinds),
-            *(_signed(row["effects"][name]) for name in report.effects),
-        )  # fmt: skip
-    console.print(deciles)
+    deciles = [[str(row["decile"]), str(row["tokens"]), f"{row['from']:.3f}",
+                *(f"{row['losses'][kind]:.4f}" for kind in kinds)] for row in report.deciles]  # fmt: skip
+    _table(console, "Loss by decile of base difficulty", ["decile", "tokens", "base from", *kinds], deciles, fixed=3)
+    changes = [[str(row["decile"]), *(_signed(row["effects"][name]) for name in report.effects)]
+               for row in report.deciles]  # fmt: skip
+    _table(console, "Effects by decile of base difficulty, nats", ["decile", *report.effects], changes, fixed=1)
+    floor = report.noise
+    said = (
+        "not measured"
+        if floor is None
+        else f"KL {floor['kl']:.2g}, w {floor['weight']:.2g} (what rounding alone changes)"
+    )
+    console.print(Text(f"noise floor: {said}", style="dim"))
     if report.unfinished:
         console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read to the end", style="dim"))
     if len(report.documents) < FEWEST:
         console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
+
+
+def _table(
+    console: Console, title: str, columns: list[str], rows: list[list[str]], fixed: int, last: int = 0
+) -> None:  # fmt: skip
+    """A table as wide as the terminal at most: columns that do not fit go below, behind the first `fixed` ones again.
+
+    A number is never broken over lines, a name only where it alone is too long. `last` rows stand apart at the end.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    from quietstar.text import visible
+
+    rows = [[visible(row[0]), *row[1:]] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    gap = 2
+    kept = sum(widths[1:fixed]) + gap * (fixed - 1)  # beside the first column, which gives way where it must
+    first = max(min(widths[0], console.width - kept - max(widths[fixed:], default=0) - gap), len(columns[0]))
+    parts: list[list[int]] = [[]]
+    used = first + kept
+    for n in range(fixed, len(columns)):
+        if parts[-1] and used + gap + widths[n] > console.width:
+            parts.append([])
+            used = first + kept
+        parts[-1].append(n)
+        used += gap + widths[n]
+    for part in parts:
+        shown = [*range(fixed), *part]
+        made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+        for n in shown:
+            made.add_column(columns[n], justify="right" if n else "left", no_wrap=n > 0, overflow="fold",
+                            width=widths[n] if n else first)  # fmt: skip
+        for number, row in enumerate(rows):
+            if last and number == len(rows) - last:
+                made.add_section()
+            made.add_row(*(Text(row[n]) for n in shown))
+        console.print(Text(title, style="bold"))
+        console.print(made, crop=False)
+        console.print()
+
+
+def _bound(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _range(found: Interval) -> str:

@@ -26,18 +26,19 @@ def show(
         str | None, typer.Argument(metavar="RUN", help="Its id or the beginning of it; the newest when left out.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(metavar="N", help="The N most influential thoughts only, instead of all in order.")
+        int | None, typer.Option(metavar="N", help="Only the N with the most of --measure, none below the noise floor.")
     ] = None,
     measure: Annotated[
-        str, typer.Option(metavar="NAME", help="What tints the answer: kl, weight, gain, entropy or surprise.")
+        str, typer.Option(metavar="NAME", help="What tints and ranks: kl, weight, gain, entropy or surprise.")
     ] = "kl",
     as_json: Annotated[bool, typer.Option("--json", help="Print all that is recorded as one JSON object.")] = False,
     db: options.Db = None,
 ) -> None:
     """Read a recorded run again, with what each thought did.
 
-    The answer is tinted by how far each thought moved the prediction (or by another --measure), and marked: · where the
-    model thought, ◆ where the thought changed which word was likeliest.
+    The answer is tinted by how far each thought moved the prediction (or by another --measure), on a scale that is the
+    same for every run, and marked: · where the model thought, ◆ where the likeliest word changed. What lies within the
+    noise floor (what reading the same place again in another batch changes) has no tint and no ◆.
     """
     from quietstar.cli.render import MEASURES
 
@@ -59,52 +60,50 @@ def show(
 
 
 def _print(store: Store, entry: Run, top: int | None, measure: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    from quietstar.cli.render import safe, tinted
+    from quietstar.cli.render import legend, noise, safe, tinted
+    from quietstar.cli.wrapping import console as make
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make()
     entries = store.chain(entry.id)
     traces = [store.trace(one.id) for one in entries]
-    for one in entries:
-        _head(console, one)
+    for one, trace in zip(entries, traces, strict=True):
+        _head(console, one, trace)
     console.print()
     asked = entries[0].asked or entries[0].prompt
     console.print(Text(("…" if len(asked) > _MOST else "") + safe(asked[-_MOST:]), style="bold"))
     console.print()
     shown = Text()
-    largest = 0.0
     for number, trace in enumerate(traces):
         if number:
             before = traces[number - 1]
             shown.append(safe(_prompt(trace)[len(_prompt(before)) + len(before.text) :]), "dim")
-        text, most = tinted(trace, measure)
-        shown.append_text(text)
-        largest = max(largest, most)
+        shown.append_text(tinted(trace, measure))
     console.print(shown)
-    thoughts = sum(len(trace.thoughts) for trace in traces)
-    if thoughts:
-        size = f"size of {measure}" if measure in ("weight", "gain") else measure  # these may be below 0
-        known = any(getattr(thought, measure) is not None for trace in traces for thought in trace.thoughts)
-        nothing = f"{measure} is 0 throughout" if known else f"none, {measure} was not recorded"
-        tint = f"{size} from 0 to {largest:.4g}" if largest > 0 else nothing
-        console.print(Text(f"\ntint: {tint}; · thought, ◆ changed the likeliest word", style="dim"))
+    if any(trace.thoughts for trace in traces):
+        console.print()
+        if any(getattr(thought, measure) is not None for trace in traces for thought in trace.thoughts):
+            console.print(legend(measure))
+        else:
+            console.print(Text(f"tint: none, {measure} was not recorded", style="dim"))
+        console.print(Text(noise([trace for trace in traces if trace.thoughts]), style="dim"))
     for one, trace in zip(entries, traces, strict=True):
-        _thoughts(console, trace, store.interventions(one.id), top)
+        _thoughts(console, trace, store.interventions(one.id), top, measure)
 
 
 def _prompt(trace: Trace) -> str:
     return trace.start.prompts[trace.sequence]
 
 
-def _head(console: Console, run: Run) -> None:
+def _head(console: Console, run: Run, trace: Trace) -> None:
     from rich.text import Text
 
-    from quietstar.cli.render import safe
+    from quietstar.cli.render import floor, safe, times
+    from quietstar.scratchpad import computed
     from quietstar.text import visible
 
-    head = Text().append(run.id, "bold cyan").append(f"  {when(run.started)}  {visible(run.model)}", "dim")
+    head = Text().append(visible(run.id), "bold cyan").append(f"  {when(run.started)}  {visible(run.model)}", "dim")
     if run.base and run.base != run.model:
         head.append(f" on {visible(run.base)}", "dim")
     if run.phase == "reason":
@@ -114,10 +113,13 @@ def _head(console: Console, run: Run) -> None:
     for tag in run.tags:
         head.append(f"  #{visible(tag)}", "magenta")
     console.print(head)
-    end = run.reason or "unfinished: still running, or killed"
+    end = visible(run.reason or "unfinished: still running, or killed")
     seconds = f", {run.seconds:.1f} s" if run.seconds is not None else ""
-    counts = f"{run.tokens} tokens, {run.thoughts} thoughts, {run.flips} changed the likeliest word{seconds}, {end}"
-    console.print(Text(counts, style="dim"))
+    counts = f"{run.tokens} tokens, {run.thoughts} thoughts"
+    if run.thoughts:
+        counts += f", {floor([trace])}, likeliest word changed {times(sum(map(trace.changed, trace.thoughts)))}"
+    console.print(Text(f"{counts}{seconds}, {end}", style="dim"))
+    console.print(Text(visible(computed.in_words(computed.by(trace.start))), style="dim"))
     console.print(Text(_settings(run.settings), style="dim"))
     if run.note:
         console.print(Text("note: ", style="magenta").append(safe(run.note)))
@@ -130,24 +132,27 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{visible(key).replace('_', ' ')} {visible(str(value))}" for key, value in kept.items())
 
 
-def _thoughts(console: Console, trace: Trace, interventions: list[Intervention], top: int | None) -> None:
+def _thoughts(
+    console: Console, trace: Trace, interventions: list[Intervention], top: int | None, measure: str
+) -> None:  # fmt: skip
     from rich.text import Text
 
-    from quietstar.cli.render import change, lines
+    from quietstar.cli.render import change, lines, strongest
+    from quietstar.cli.wrapping import hanging
 
     at: dict[int, list[Intervention]] = {}
     for one in interventions:
         at.setdefault(one.position, []).append(one)
-    for thought in trace.thoughts if top is None else trace.most_influential(top):
+    for thought in trace.thoughts if top is None else strongest(trace, measure)[:top]:
         console.print()
-        for line in lines(trace, [thought]):
-            console.print(line)
+        for line in lines(trace, [thought], measure):
+            console.print(hanging(console, line, 7))
         for one in at.pop(thought.position, []):
-            console.print(Text("       ").append_text(change(one)))
+            console.print(hanging(console, Text("       ").append_text(change(one)), 7))
     for position, rest in sorted(at.items()) if top is None else ():
         console.print()
         for one in rest:
-            console.print(Text(f"{position:>5}  ", style="dim").append_text(change(one)))
+            console.print(hanging(console, Text(f"{position:>5}  ", style="dim").append_text(change(one)), 7))
 
 
 def when(started: str) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quietstar.api import QuietStar
     from quietstar.scratchpad.statistics import Statistic
     from quietstar.scratchpad.store import Store
+    from quietstar.scratchpad.trace import Start, Trace
 
 
 def stats(
@@ -41,7 +42,7 @@ def stats(
     loads the model and adds the effects of compute and content, early answering, and how likely thoughts are as text;
     the results stay in the record.
     """
-    from quietstar.scratchpad import statistics
+    from quietstar.scratchpad import computed, statistics
 
     if names and tag:
         raise QuietStarError("name runs, or choose them by --tag, not both")
@@ -59,13 +60,16 @@ def stats(
                 _each(store, run)
             return
         measured = {run: store.measured(run) for run in runs}
-        found = statistics.over((store.trace(run), measured[run]) for run in runs)
+        starts: dict[str, Start] = {}
+        found = statistics.over((_kept(store, run, starts), measured[run]) for run in runs)
         curves = statistics.early_answering(one for of_run in measured.values() for one in of_run.values())
         if as_json:
-            report = {"runs": runs, "statistics": [one.to_dict() for one in found], "early": curves}
-            print(options.to_json(report, indent=1))
+            made = {run: computed.by(start) for run, start in starts.items()}
+            told = {"runs": runs, "statistics": [one.to_dict() for one in found], "early": curves, "computed": made}
+            print(options.to_json(told, indent=1))
             return
         _print(runs, found)
+        _computed(starts)
         for name, shares in curves.items():
             whose = "the thought alone" if name == "early_only" else "the thought mixed in"
             settled = ", ".join(f"{share:.0%}" for share in shares)
@@ -77,17 +81,21 @@ def stats(
 def _measure(store: Store, runs: list[str], model: str | None, dtype: str, device: str, threads: int | None) -> None:
     """Measure run by run, each kept as soon as it is done."""
     from quietstar.evals import thoughts
+    from quietstar.text import visible
 
-    loaded: dict[str, QuietStar] = {}
+    loaded: dict[tuple[str, str, str], QuietStar] = {}
     for number, run in enumerate(runs, 1):
         trace = store.trace(run)
-        name = model or trace.start.model
-        if name not in loaded:
+        name, start = model or trace.start.model, trace.start
+        wanted = name, start.dtype if dtype == "auto" else dtype, start.device if device == "auto" else device
+        if wanted not in loaded:
             with Status() as status:
-                kind = trace.start.dtype if dtype == "auto" else dtype
-                loaded = {name: options.load(name, kind, device, None, threads=threads, status=status)}
+                loaded = {wanted: options.load(*wanted, None, threads=threads, status=status)}
         print(f"measuring {run} ({number} of {len(runs)}), {len(trace.thoughts)} thoughts", file=sys.stderr, flush=True)
-        store.measure(run, thoughts.measure(loaded[name], trace))
+        told = thoughts.check_computed(loaded[wanted], trace)
+        store.measure(run, thoughts.measure(loaded[wanted], trace))
+        if told:
+            print(f"note: {visible(told)}", file=sys.stderr)
 
 
 def _each(store: Store, run: str) -> None:
@@ -100,9 +108,43 @@ def _each(store: Store, run: str) -> None:
         print(options.to_json(row | {name: values[n] for name, values in columns.items()}))
 
 
+def _kept(store: Store, run: str, starts: dict[str, Start]) -> Trace:
+    """A run's trace; its start is kept."""
+    trace = store.trace(run)
+    starts[run] = trace.start
+    return trace
+
+
 def _print(runs: list[str], found: list[Statistic]) -> None:
-    print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {', '.join(runs[:8])}{', ...' if len(runs) > 8 else ''}")
+    from quietstar.text import visible
+
+    print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {', '.join(map(visible, runs[:8]))}"
+          f"{', ...' if len(runs) > 8 else ''}")  # fmt: skip
     print(f"{'measure':<27} {'mean':>9}  {'95 % interval':<21} {'unit':<10} {'thoughts':>8}")
     for one in found:
         within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few to tell"
-        print(f"{one.label:<27} {one.mean:>+9.4f}  {within:<21} {one.unit:<10} {one.count:>8}")
+        mark = "~" if one.within else " "
+        print(f"{one.label:<27} {one.mean:>+9.4f}{mark} {within:<21} {one.unit:<10} {one.count:>8}")
+    known = {one.name: f"{one.label} {one.floor:.2g}" for one in found if one.floor is not None}
+    if known:
+        told = [known[name] for name in ("kl", "weight") if name in known]
+        print(f"noise floor: {', '.join(told)}; ~ marks a mean within it")
+    elif found:
+        print("noise floor not measured in every run: small values and changed words may be rounding")
+
+
+def _computed(starts: dict[str, Start]) -> None:
+    """What computed the runs, with a mark where they differ."""
+    from quietstar.scratchpad import computed
+    from quietstar.text import visible
+
+    made = [computed.by(start) for start in starts.values()]
+    other = computed.different(made)
+    kinds = list(dict.fromkeys(computed.in_words(one) for one in made))
+    if not other:
+        print(visible(f"computed in {kinds[0]}"))
+        return
+    print(visible(f"these runs differ in {', '.join(other)}:"))
+    for kind in kinds:
+        runs = [run for run, one in zip(starts, made, strict=True) if computed.in_words(one) == kind]
+        print(visible(f"  {kind}: {', '.join(runs[:8])}{', ...' if len(runs) > 8 else ''}"))

@@ -77,9 +77,10 @@ def think(
 ) -> None:
     """Ask a language model something and read what it thought before each word.
 
-    A position where the model thought is marked: · before the word, ◆ where the thought changed which word was
-    likeliest. Below, each thought stands in braces behind its context, with the mixing weight w, how far it moved the
-    prediction (KL), and the likeliest next token without it, with it, and from it alone.
+    A position where the model thought is marked: · before the word, ◆ where the likeliest word changed. Below, each
+    thought stands in braces behind its context, with the mixing weight w, how far it moved the prediction (KL), and the
+    likeliest next token without it, with it, and from it alone. Thoughts within the noise floor (what rounding alone
+    makes of these numbers) are no change and listed by --all only.
 
     The run is kept, with all its thoughts, in a file on this machine: `quietstar runs` lists what is there.
     """

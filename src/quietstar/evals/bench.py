@@ -238,7 +238,7 @@ def _resampling(model: QuietStar, ids: Tensor, thought_length: int) -> tuple[Sid
                 count,
                 thought_length=thought_length,
                 prefix=prefix,
-                hidden=hidden[:, -1],
+                hidden=hidden,
                 show=1,
             )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quietstar import sampling
 from quietstar.api import Generation, QuietStar
 from quietstar.errors import QuietStarError
 from quietstar.evals.bench import clock, kept, machine_of, plain_generate, probe
@@ -291,9 +292,9 @@ def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) ->
     for weight in WEIGHTS:
         rows: list[Tensor] = []
         for r in chunks(len(position), UNEMBED_ROWS):
-            base_MV = torch.softmax(model.logits(base_ME[r]), dim=-1).double()
-            mixed_MV = model.predict(base_ME[r], thought.hidden[r], weight)[1].exp().double()
-            greedy = (base_MV.argmax(-1) == mixed_MV.argmax(-1)).double()
+            base_MV = torch.softmax(model.logits(base_ME[r]), dim=-1).cpu().double()
+            mixed_MV = model.predict(base_ME[r], thought.hidden[r], weight)[1].exp().cpu().double()
+            greedy = (sampling.best(base_MV) == sampling.best(mixed_MV)).to(base_MV)
             rows.append(torch.stack([*agreements(base_MV, mixed_MV), greedy]))
         found.append(Coupling(kind, weight, *torch.cat(rows, dim=1).mean(1).tolist()))
     return found

@@ -20,11 +20,13 @@ from quietstar import framing
 from quietstar.arguments import checked, one_or_more
 from quietstar.documents import Document
 from quietstar.errors import QuietStarError
+from quietstar.evals.thoughts import here
 from quietstar.intervals import RESAMPLES, Interval, bootstrap
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
     from quietstar.scoring import Score
+    from quietstar.scratchpad.trace import NoiseFloor
 
 CONTROLS = ("filler", "donor", "shuffled")
 
@@ -52,6 +54,8 @@ class LossReport:
         flipped, weight, kl: share of positions with another argmax, mean w, mean KL(mixed || base) in nats.
         skipped: names of documents too short to score. settings: everything needed to run it again.
         unfinished: names of documents not read because of Ctrl-C.
+        noise: largest noise floors of the documents, as in `NoiseFloor`; None where one was not measured.
+        computed: dtype, device and versions, as `scratchpad.computed` has them.
     """
 
     tokens: int
@@ -67,6 +71,8 @@ class LossReport:
     skipped: list[str]
     settings: dict[str, Any]
     unfinished: list[str] = field(default_factory=list)
+    noise: dict[str, float] | None = None
+    computed: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -149,6 +155,7 @@ def evaluate(
     total = sum(len(piece) for one in encoded for piece in one.windows)
     done = 0
     parts: list[dict[str, np.ndarray]] = []  # of finished documents
+    noises: list[NoiseFloor | None] = []
     finished = 0
     interrupt: KeyboardInterrupt | None = None
     try:
@@ -163,6 +170,7 @@ def evaluate(
                     thought_temperature=thought_temperature, mixing_weight=mixing_weight,
                     seed=_wrapped(seed + start + (number << 24)),  # other draws in every window of every document
                 )  # fmt: skip
+                noises.append(score.noise)
                 columns = {name: values[max(0, begin - 1) :] for name, values in _columns(score).items()}
                 found.append(columns | {"document": np.full(len(columns["base"]), number)})
                 start += len(piece) - begin
@@ -179,6 +187,7 @@ def evaluate(
         thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
     )  # fmt: skip
     report = _report(table, names, list(controls), skipped, settings, seed)
+    report.noise, report.computed = _largest(noises), here(model)
     for row, one in zip(report.documents, encoded, strict=False):  # fewer rows after Ctrl-C
         row |= one.hashes()
     if interrupt is not None:
@@ -192,6 +201,14 @@ def _wrapped(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
+def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
+    """The largest noise floors of several texts, None where one has none."""
+    known = [one for one in noises if one is not None]
+    if not known or len(known) < len(noises):
+        return None
+    return {name: max(float(getattr(one, name)) for one in known) for name in ("kl", "logprob", "weight")}
+
+
 def _columns(score: Score) -> dict[str, np.ndarray]:
     """The numbers of one text as columns, one entry a predicted token."""
     columns = {
@@ -200,7 +217,7 @@ def _columns(score: Score) -> dict[str, np.ndarray]:
     }  # fmt: skip
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
     columns["continues"] = _continues(score)
-    return {name: values[0].double().cpu().numpy() for name, values in columns.items()}
+    return {name: values[0].cpu().double().numpy() for name, values in columns.items()}
 
 
 def _continues(score: Score) -> Tensor:

@@ -17,11 +17,13 @@ from torch import Tensor
 from quietstar import interventions
 from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
-from quietstar.identity import VERSION, identify
+from quietstar.identity import VERSION, identify, versions
 from quietstar.interventions import Control
 from quietstar.model import UNEMBED_ROWS, Place, chunks
 from quietstar.rows import Prefix, Rows
-from quietstar.scoring import filler_token, rows_at_once
+from quietstar.sampling import best
+from quietstar.scoring import rows_at_once
+from quietstar.scratchpad import computed
 from quietstar.scratchpad.statistics import area_over, overlap
 from quietstar.scratchpad.trace import Trace
 
@@ -41,9 +43,37 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
     was = trace.start.identity
     here = identify(model, version=2 if was.base_hash.startswith(VERSION) else 1)
     if (was.base_hash, was.head_hash, was.adapter_hash) != (here.base_hash, here.head_hash, here.adapter_hash):
+        dtype, then = str(model.decoder_lm.dtype).removeprefix("torch."), trace.start.dtype
+        other = f"; its weights were in {then}, here they are in {dtype}" if dtype != then else ""
         raise QuietStarError(
-            f"this run was made by {trace.start.model}, and this is another model or has other weights; {told}"
+            f"this run was made by {trace.start.model}, and this is another model or has other weights{other}; {told}"
+            + (f" --dtype {then}" if other else "")
         )
+
+
+def here(model: QuietStar) -> computed.By:
+    """What computes here, as `scratchpad.computed.by` tells it of a run."""
+    of = {name: version for name, version in versions().items() if name not in ("python", "quietstar")}
+    dtype = str(model.decoder_lm.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "device": str(model.device), "quietstar": versions()["quietstar"]} | of
+
+
+def check_computed(model: QuietStar, trace: Trace) -> str:
+    """Refuse to measure in another precision or on another device; what else differs is told, "" for nothing.
+
+    What is measured stands beside the numbers of the record, and rounding must not make the difference.
+
+    Raises:
+        QuietStarError: dtype or device differ.
+    """
+    mine, was = here(model), computed.by(trace.start)
+    other = computed.different([mine, was])
+    if {"dtype", "device"} & set(other):
+        raise QuietStarError(
+            f"this run was computed in {was['dtype']} on {was['device']}, and the model is here in {mine['dtype']} on "
+            f"{mine['device']}; load it with --dtype {was['dtype']} --device {was['device']} to measure the run"
+        )
+    return f"measured by {computed.in_words(mine)}; the run by {computed.in_words(was)}" if other else ""
 
 
 @checked
@@ -67,9 +97,11 @@ def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda
     place has several samples, each is measured for itself and the mean is given.
 
     Raises:
-        QuietStarError: other weights made the run, or its thoughts are not the model's own.
+        QuietStarError: the run is of other weights, another precision or device, or its thoughts are not the model's
+            own.
     """
     check_same(model, trace, f"load {trace.start.model}")
+    check_computed(model, trace)
     control = trace.start.settings.get("control") or "own"
     if Control.parse(control).name not in ("own", "only"):
         raise QuietStarError(f"this run has no thoughts of the model's own to measure: {control} stood in their place")
@@ -118,7 +150,7 @@ class _Rows:
             for q in chunks(len(hidden_RE), UNEMBED_ROWS):
                 _, mixed_QV, only_QV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
                 said_Q1 = self.said_R[r][q].clamp_min(0)[:, None]
-                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], mixed_QV.argmax(-1), only_QV.argmax(-1)))
+                parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], best(mixed_QV), best(only_QV)))
         logprob, mixed, only = (torch.cat(column) for column in zip(*parts, strict=True))
         return logprob, mixed, only
 
@@ -154,7 +186,7 @@ class _Rows:
         for j in range(self.length):
             self.between()
             chosen.append(
-                torch.cat([self.model.logits(hidden_RE[q]).argmax(-1) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
             )
             if j < self.length - 1:
                 hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]
@@ -167,13 +199,13 @@ class _Rows:
         drawn_R = interventions.donor_positions(0, self.place.sequence, index_R)
         row_of = {int(p): r for r, p in reversed(list(enumerate(self.place.position.tolist())))}
         source = [row_of[int(places[d])] if d >= 0 else 0 for d in drawn_R.tolist()]
-        return torch.where(drawn_R[:, None] >= 0, self.own[source], filler_token(self.model))
+        return torch.where(drawn_R[:, None] >= 0, self.own[source], self.model.filler_token)
 
 
 def _of_one_length(rows: _Rows, weight: float | None) -> Iterator[tuple[int, Values]]:
     length = rows.length
     own_R, mixed_R, only_R = rows.predict(rows.own, weight)
-    filler_R = rows.predict(interventions.filler(rows.own, filler_token(rows.model)), weight)[0]
+    filler_R = rows.predict(interventions.filler(rows.own, rows.model.filler_token), weight)[0]
     content_R = own_R - rows.predict(rows.donated(), weight)[0]
     compute_R = filler_R - rows.base()
     cut = [rows.predict(rows.own[:, :j], weight) for j in range(length)]

@@ -16,7 +16,7 @@ class Run:
     """One recorded run without its tokens and thoughts; fields as in the table `runs`.
 
     `reason` is None while it runs and after a kill. `text` is what it said, `asked` what was asked, `prompt` what the
-    model read for it.
+    model read for it. `noise_kl` is the noise floor of KL in nats, None where it was not measured.
     """
 
     id: str
@@ -40,6 +40,7 @@ class Run:
     tokens: int
     thoughts: int
     flips: int
+    noise_kl: float | None
     note: str
     tags: tuple[str, ...]
     asked: str
@@ -62,7 +63,8 @@ class Thought:
     """One entry of a list of thoughts over many runs: where it stands, its first sample's text, and its numbers.
 
     `base_token`, `mixed_token`, `only_token` are the likeliest next tokens without, with and from only the thought;
-    `samples` is how many there are at the position. `Store.thought` gives the rest.
+    `samples` is how many there are at the position. `above_noise` is whether KL is above its run's noise floor, None
+    where that was not measured. `Store.thought` gives the rest.
     """
 
     run: str
@@ -79,6 +81,7 @@ class Thought:
     entropy: float | None
     surprise: float | None
     flipped: bool
+    above_noise: bool | None
     base_token: str | None
     mixed_token: str | None
     only_token: str | None
@@ -86,8 +89,9 @@ class Thought:
     @classmethod
     def of(cls, row: Row) -> Thought:
         """From a row of `thoughts` with its model."""
-        plain = {name: row[name] for name in cls.__dataclass_fields__ if name != "flipped"}
-        return cls(**plain, flipped=bool(row["flipped"]))
+        plain = {name: row[name] for name in cls.__dataclass_fields__ if name not in ("flipped", "above_noise")}
+        above = row["above_noise"]
+        return cls(**plain, flipped=bool(row["flipped"]), above_noise=None if above is None else bool(above))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""

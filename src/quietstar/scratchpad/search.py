@@ -22,6 +22,8 @@ MEASURES = {  # what thoughts can be sorted and bounded by, and how SQLite reads
     "surprise": "(-t.mixed_logprob)",
 }  # fmt: skip
 
+ABOVE_NOISE = "(t.kl > r.noise_kl)"  # NULL where the noise floor of the run was not measured
+
 _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
     "UNION SELECT f.run FROM samples_search s JOIN samples f ON f.number = s.rowid WHERE samples_search MATCH ?)"
@@ -88,6 +90,7 @@ def of_thoughts(
     trigger: str | None = None,
     control: str | None = None,
     flipped: bool | None = None,
+    above_noise: bool | None = None,
     least: Annotated[Mapping[str, float], of_numbers()] | None = None,
     most: Annotated[Mapping[str, float], of_numbers()] | None = None,
 ) -> tuple[str, list[Any]]:
@@ -104,6 +107,8 @@ def of_thoughts(
         if wanted is not None:
             conditions.append(f"{column} = ?")
             values.append(wanted)
+    if above_noise is not None:  # what was not measured may be either
+        conditions.append(f"coalesce({ABOVE_NOISE}, {int(above_noise)}) = {int(above_noise)}")
     for sign, bounds in ((">=", least), ("<=", most)):
         for measure, bound in (bounds or {}).items():
             if measure not in MEASURES:

@@ -23,7 +23,7 @@ from quietstar.arguments import checked
 from quietstar.errors import QuietStarError
 from quietstar.intervals import FEWEST, bootstrap
 from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import ThoughtEvent, Trace
+from quietstar.scratchpad.trace import NoiseFloor, ThoughtEvent, Trace
 
 STRETCH = 16  # neighbouring thoughts that are resampled together where runs are too few
 ALIKE = 0.75  # least similarity of near-duplicates; a thought moved on by one token is one where T is 4 or more
@@ -58,6 +58,8 @@ class Statistic:
     """A measure over thoughts: mean over `count` of them, with its 95 % interval where there is enough to resample.
 
     `over` says what was resampled whole: "runs", or, where these are fewer than 5, "stretches" of 16 neighbours.
+    `floor` is the largest noise floor of the runs in the measure's unit, what rounding alone makes of one thought; None
+    where the measure has none, or a run was recorded without. `within` is True where the mean is no more than that.
     """
 
     name: str
@@ -70,10 +72,16 @@ class Statistic:
     high: float | None
     count: int
     over: str
+    floor: float | None = None
+
+    @property
+    def within(self) -> bool:
+        """Whether the mean is within the noise floor, and so no effect."""
+        return self.floor is not None and abs(self.mean) <= self.floor
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
-        return asdict(self)
+        return asdict(self) | {"within": self.within}
 
 
 # -- single thoughts --------------------------------------------------------------------------------------------------
@@ -120,9 +128,13 @@ def _samples(score: Callable[[Sequence[int]], float | None], thought: ThoughtEve
     return sum(found) / len(found) if found else None
 
 
+def _above(trace: Trace, n: int) -> float | None:
+    return None if trace.noise is None else float(trace.above_noise(trace.thoughts[n]))
+
+
 def _helped(trace: Trace, n: int) -> float | None:
     gain = trace.thoughts[n].gain
-    return None if gain is None else float(gain > 0)
+    return None if gain is None else float(gain > 0 and trace.above_noise(trace.thoughts[n]))
 
 
 def _only_gain(trace: Trace, n: int) -> float | None:
@@ -155,15 +167,21 @@ _QUIET = "Zelikman et al. 2024, arXiv 2403.09629"
 _LANHAM = "Lanham et al. 2023, arXiv 2307.13702"
 _HERE = "quietstar"
 
+# Which noise of a run (`NoiseFloor`) a measure has. A gain has none: both of its log-probabilities are of one reading,
+# so that most of the noise that each has is the same in both.
+FLOORS = {"weight": "weight", "kl": "kl"}
+
 MEASURES: dict[str, Measure] = {
     one.name: one
     for one in (
         Measure("weight", "mixing weight", "", "w", _QUIET, lambda t, n: t.thoughts[n].weight),
         Measure("kl", "KL", "nats", "KL(pm ‖ p0) over the next token", _HERE, lambda t, n: t.thoughts[n].kl),
-        Measure("flipped", "flipped", "share", "argmax pm ≠ argmax p0", _HERE,
-                lambda t, n: float(t.thoughts[n].flipped)),
+        Measure("above_noise", "above the noise floor", "share", "KL > what rounding alone makes of it", _HERE, _above),
+        Measure("flipped", "likeliest word changed", "share", "argmax pm ≠ argmax p0, by more than rounding", _HERE,
+                lambda t, n: float(t.changed(t.thoughts[n]))),
         Measure("gain", "information gain", "nats", "log pm(x) − log p0(x)", _QUIET, lambda t, n: t.thoughts[n].gain),
-        Measure("helped", "gain above zero", "share", "log pm(x) > log p0(x)", _HERE, _helped),
+        Measure("helped", "gain above zero", "share", "log pm(x) > log p0(x), KL above the noise floor", _HERE,
+                _helped),
         Measure("only_gain", "gain, thought alone", "nats", "log pt(x) − log p0(x)", _HERE, _only_gain),
         Measure("surprise", "surprise", "nats", "−log pm(x)", _HERE, lambda t, n: t.thoughts[n].surprise),
         Measure("compute", "compute effect", "nats", "log p(x | filler in its place) − log p0(x)",
@@ -218,13 +236,16 @@ def over(runs: Iterable[tuple[Trace, Mapping[int, Measured]]]) -> list[Statistic
     """
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
     stretches: dict[str, list[tuple[int, int]]] = {name: [] for name in MEASURES}
+    noises: list[NoiseFloor | None] = []
     for number, (trace, measured) in enumerate(runs):
+        if trace.thoughts:
+            noises.append(trace.noise)
         for name, column in of_trace(trace, measured).items():
             for n, value in enumerate(column):
                 if value is not None:
                     values[name].append(value)
                     stretches[name].append((number, n // STRETCH))
-    return [_statistic(MEASURES[name], found, stretches[name]) for name, found in values.items() if found]
+    return [_statistic(MEASURES[name], found, stretches[name], noises) for name, found in values.items() if found]
 
 
 @checked
@@ -266,7 +287,18 @@ def area_over(same: Sequence[float]) -> float:
     return 1.0 - sum((a + b) / 2 for a, b in pairwise(same)) / (len(same) - 1)
 
 
-def _statistic(measure: Measure, values: list[float], stretches: list[tuple[int, int]]) -> Statistic:
+def floor_of(measure: str, noises: Iterable[NoiseFloor | None]) -> float | None:
+    """The largest noise floor of some runs in a measure's unit; None where it has none, or a run has none recorded."""
+    every = list(noises)
+    known = [one for one in every if one is not None]
+    if measure not in FLOORS or not known or len(known) < len(every):
+        return None
+    return max(float(getattr(one, FLOORS[measure])) for one in known)
+
+
+def _statistic(
+    measure: Measure, values: list[float], stretches: list[tuple[int, int]], noises: list[NoiseFloor | None]
+) -> Statistic:
     runs = [run for run, _ in stretches]
     several = len(set(runs)) >= FEWEST
     groups = np.array(runs if several else [run * 2**32 + part for run, part in stretches])
@@ -274,6 +306,7 @@ def _statistic(measure: Measure, values: list[float], stretches: list[tuple[int,
     return Statistic(
         name=measure.name, label=measure.label, unit=measure.unit, formula=measure.formula, source=measure.source,
         mean=found.mean, low=found.low, high=found.high, count=len(values), over="runs" if several else "stretches",
+        floor=floor_of(measure.name, noises),
     )  # fmt: skip
 
 

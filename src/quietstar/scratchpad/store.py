@@ -194,6 +194,7 @@ class Store:
         trigger: str | None = None,
         control: str | None = None,
         flipped: bool | None = None,
+        above_noise: bool | None = None,
         least: Mapping[str, float] | None = None,
         most: Mapping[str, float] | None = None,
         order: str = "kl",
@@ -205,6 +206,8 @@ class Store:
 
         Args:
             query: words that stand in the thought. run, tag, model, trigger, control, flipped: only those.
+            above_noise: only those whose KL is above the noise floor of their run (or is not); thoughts of runs
+                without a measured noise floor are in both.
             least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, gain, entropy, surprise.
             order: one of these, position, or number (order of arrival). descending: largest first; unknown last.
             limit, offset: which part of the list; all of it where limit is None.
@@ -213,11 +216,12 @@ class Store:
             raise QuietStarError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         where, values = search.of_thoughts(
             self, query, run=run, tag=tag, model=model, trigger=trigger, control=control, flipped=flipped,
-            least=least, most=most,
+            above_noise=above_noise, least=least, most=most,
         )  # fmt: skip
         way = "DESC" if descending else "ASC"
         rows = self._rows(
             f"SELECT t.*, {search.MEASURES['gain']} AS gain, {search.MEASURES['surprise']} AS surprise, r.model, "
+            f"{search.ABOVE_NOISE} AS above_noise, "
             "(SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
             f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
             f"ORDER BY {ORDERS[order]} {way} NULLS LAST, t.number {way} LIMIT ? OFFSET ?",
@@ -336,9 +340,20 @@ class Store:
             for key, value in values.items()
         )
 
-    def continued_with(self, number: int, text: Annotated[str, any_text()]) -> None:
-        """Write down the text that followed an intervention, known by its number."""
-        self.change([("UPDATE interventions SET continuation = ? WHERE number = ?", [columns.plain(text), number])])
+    def continued_with(
+        self, number: int, text: Annotated[str, any_text()], original: Annotated[str, any_text()] | None = None
+    ) -> None:
+        """Write down the text that followed an intervention, known by its number.
+
+        Args:
+            original: what follows the own thought, where that was computed anew; kept in the intervention's settings.
+        """
+        change = "settings = json_remove(settings, '$.original')"
+        values: list[Any] = [columns.plain(text), number]
+        if original is not None:
+            change = "settings = json_set(settings, '$.original', ?)"
+            values.insert(1, columns.plain(original))
+        self.change([(f"UPDATE interventions SET continuation = ?, {change} WHERE number = ?", values)])
 
     def change(self, statements: Iterable[Statement]) -> None:
         """Run statements in one transaction."""

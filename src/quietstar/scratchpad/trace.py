@@ -298,6 +298,10 @@ class Trace:
         """Whether a thought moved the prediction by more than rounding does; True where no noise floor is known."""
         return self.noise is None or thought.kl > self.noise.kl
 
+    def changed(self, thought: ThoughtEvent) -> bool:
+        """Whether a thought changed which word is likeliest, by more than rounding."""
+        return thought.flipped and self.above_noise(thought)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
         return {

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from quietstar.errors import QuietStarError
 from quietstar.evals.bench import peak_bytes
 from quietstar.jsontext import to_json
+from quietstar.sampling import top
 from quietstar.text import visible
 from quietstar.training import folder as folders
 
@@ -168,7 +169,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         model = trainer.accelerator.unwrap_model(trainer.model)
         ids = model.encode(trainer.heldout[0].text, raw=True)[0][0][: trainer.recipe.watch.tokens]
         score = model.score(ids)
-        chosen = score.kl[0].topk(min(_THOUGHTS, score.kl.shape[1])).indices.tolist()
+        chosen = top(score.kl, _THOUGHTS)[1][0].tolist()
         lines = []
         for position in sorted(chosen):
             context = model._decode(ids[max(0, position - 7) : position + 1])

@@ -29,7 +29,6 @@ from quietstar.model import Place, ThinkingModel, chunks
 from quietstar.objective import Block, ObjectiveConfig, Shares
 from quietstar.rows import Prefix
 from quietstar.sampling import ban, entropy, uniforms
-from quietstar.scoring import filler_token
 from quietstar.settings import Count, Flag, Positive, Share, Whole, checked
 
 NO_FP16 = (
@@ -291,7 +290,7 @@ class _Thinking:
             order = -self._entropies(base_hidden, every)
         else:
             drawn = uniforms(step.seed, _PLACES, step.names[every.sequence].cpu().numpy(), every.position.cpu().numpy())
-            order = torch.from_numpy(drawn).to(step.ids.device)
+            order = torch.from_numpy(drawn.argsort(kind="stable").argsort()).to(step.ids.device)  # ranks
         chosen, chance = [], []
         for b in range(len(step.lengths)):
             mine = (every.sequence == b).nonzero()[:, 0]
@@ -331,7 +330,7 @@ class _Thinking:
         if self.step.given is not None:
             return self.step.given[self.sequence, self.position]
         if config.filler or not length:
-            token = filler_token(self.model)
+            token = self.model.filler_token
             return torch.full((len(self), config.samples, length), token, device=self.step.ids.device)
         found = []
         for q in chunks(len(self), 4 * self.size):  # without a graph many more rows fit
@@ -349,10 +348,10 @@ class _Thinking:
         step, lookahead = self.step, self.config.objective.lookahead
         first = torch.searchsorted(self.sequence, self.sequence)  # places are ordered by sequence
         rank_Q1 = (torch.arange(len(self), device=first.device) - first)[:, None]
-        drawn = torch.from_numpy(uniforms(step.seed, _DONOR, *self._keys())).to(first.device)
-        donor_QP = first[:, None] + (drawn * rank_Q1).long()
+        drawn = torch.from_numpy(uniforms(step.seed, _DONOR, *self._keys()))
+        donor_QP = first[:, None] + (drawn * rank_Q1.cpu()).long().to(first.device)
         sample_P = torch.arange(self.config.samples, device=first.device)
-        tokens = torch.where((rank_Q1 > 0)[..., None], self.thoughts[donor_QP, sample_P], filler_token(self.model))
+        tokens = torch.where((rank_Q1 > 0)[..., None], self.thoughts[donor_QP, sample_P], self.model.filler_token)
         shares, found = Shares(torch.ones(lookahead, device=first.device), 1), []
         for q in self.parts():
             part = self._block(q, base_hidden, prefix, tokens, shares, self._plain_objective)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import QuietStarError
+from quietstar.scratchpad import computed
 from quietstar.scratchpad.columns import number, plain
+from quietstar.scratchpad.compared import Compared, changed, otherwise
 from quietstar.scratchpad.entries import Intervention
 from quietstar.scratchpad.store import Store
 from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
@@ -19,6 +21,8 @@ from quietstar.viewer import pages
 from quietstar.viewer.live import Frame, check
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quietstar.api import QuietStar
     from quietstar.generation import GenerationSettings
     from quietstar.resampling import Resampled
@@ -105,11 +109,28 @@ def _made_by(model: QuietStar, store: Store, run: str) -> Trace:
     from quietstar.evals.thoughts import check_same
 
     trace = store.trace(run)
-    check_same(model, trace, f"start `quietstar view --model {trace.start.model}`")
+    check_same(model, trace, f"start quietstar view --model {trace.start.model}")
     return trace
 
 
 def _tries(model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change) -> Iterator[Intervention]:
+    """The tries, each compared with the thought that was there: both are computed here and now, side by side."""
+    from quietstar.evals.thoughts import forced_weight
+
+    own = thought.samples[0].ids
+    tried, about = _tried(model, trace, thought, wanted)
+    options: dict[str, Any] = dict(
+        of=trace.ids[: thought.position + 1], mixing_weight=forced_weight(trace), show=max(len(thought.base), 1)
+    )
+    beside = _beside(model, thought.position, own, tried.thoughts.tolist(), options)
+    for row in range(len(tried.thoughts)):
+        yield _intervention(model, trace, tried, beside, row, wanted.kind, about)
+
+
+def _tried(
+    model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change
+) -> tuple[Resampled, dict[str, Any]]:  # fmt: skip
+    """The thoughts that a change puts there, and how they were made."""
     from quietstar.evals.thoughts import forced_weight
     from quietstar.interventions import Control
 
@@ -118,8 +139,7 @@ def _tries(model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change
     about: dict[str, Any] = {}
     count = 1
     if wanted.kind == "edited":
-        ids = _edited(model, thought, wanted.text)
-        options["thoughts"] = [ids]
+        options["thoughts"] = [_edited(model, thought, wanted.text)]
     elif wanted.kind == "resampled":
         if not 1 <= wanted.n <= MOST_RESAMPLED:
             raise QuietStarError(f"n must be from 1 to {MOST_RESAMPLED}, got {wanted.n}")
@@ -139,20 +159,35 @@ def _tries(model: QuietStar, trace: Trace, thought: ThoughtEvent, wanted: Change
         elif control.name != "none":
             options["control"] = control
         about = {"seed": wanted.seed} if control.name == "shuffled" else {}
+    if "thoughts" in options:
+        options["thoughts"] = _rows(options["thoughts"])
     found = model.resample(
-        thought.position, count, of=trace.ids[: thought.position + 1], mixing_weight=forced_weight(trace),
-        show=max(len(thought.base), 1), **_tensors(options),
+        thought.position, count, of=trace.ids[: thought.position + 1], mixing_weight=forced_weight(trace), show=1,
+        **options,
     )  # fmt: skip
-    for row in range(count):
-        yield _intervention(model, trace, found, row, wanted.kind, about)
+    return found, about
 
 
-def _tensors(options: dict[str, Any]) -> dict[str, Any]:
+def _rows(thoughts: list[list[int]]) -> Tensor:
+    """Thoughts of one length as a tensor (n, T)."""
     import torch
 
-    if "thoughts" in options:
-        options["thoughts"] = torch.tensor(options["thoughts"], dtype=torch.long).view(1, -1)
-    return options
+    return torch.tensor(thoughts, dtype=torch.long).view(len(thoughts), -1)
+
+
+def _beside(
+    model: QuietStar, position: int, own: list[int], tried: list[list[int]], options: dict[str, Any]
+) -> tuple[Resampled, Resampled, int]:
+    """The own thought and the tries, predicted with in one batch; (own, tries, row of the first try).
+
+    A thought of another length cannot be a row of the same batch: it is read in one of as many rows behind that text.
+    """
+    count = len(tried) + 1
+    if len(own) == len(tried[0]):
+        together = model.resample(position, count, thoughts=_rows([own, *tried]), **options)
+        return together, together, 1
+    original = model.resample(position, count, thoughts=_rows([own] * count), **options)
+    return original, model.resample(position, count, thoughts=_rows([*tried, tried[-1]]), **options), 0
 
 
 def _edited(model: QuietStar, thought: ThoughtEvent, text: str) -> list[int]:
@@ -182,22 +217,33 @@ def _donor(trace: Trace, thought: ThoughtEvent, wanted: Change) -> ThoughtEvent:
 
 
 def _intervention(
-    model: QuietStar, trace: Trace, found: Resampled, row: int, kind: str, about: dict[str, Any]
-) -> Intervention:
+    model: QuietStar, trace: Trace, tried: Resampled, beside: tuple[Resampled, Resampled, int], row: int, kind: str,
+    about: dict[str, Any],
+) -> Intervention:  # fmt: skip
+    from quietstar.evals.thoughts import here
     from quietstar.text import pieces
 
+    original, found, first = beside
     none = kind == "none"  # without a thought the prediction is the base prediction
-    ids = [] if none else found.thoughts[row].tolist()
+    ids = [] if none else tried.thoughts[row].tolist()
     parts = pieces(model.tokenizer, ids, trace.ids[: found.position + 1])
+    at = first + row
     sample = Sample(
-        ids=ids, text="".join(parts), pieces=parts, weight=0.0 if none else float(found.mixing_weight[row]),
-        logprobs=[] if none else [round(x, 5) for x in found.token_logprobs[row].tolist()],
+        ids=ids, text="".join(parts), pieces=parts, weight=0.0 if none else float(found.mixing_weight[at]),
+        logprobs=[] if none else [round(x, 5) for x in tried.token_logprobs[row].tolist()],
+    )  # fmt: skip
+    mixed = found.base if none else found.mixed[at]
+    noise, by = original.noise, here(model)
+    compared = Compared(
+        mixed=original.mixed[0], kl=float(original.kl[0]),
+        floor=None if noise is None else {"kl": noise.kl, "logprob": noise.logprob},
+        changed=changed(original.mixed[0], mixed, 0.0 if noise is None else noise.logprob), computed=by,
+        recorded=otherwise(by, computed.by(trace.start)),
     )  # fmt: skip
     return Intervention(
-        position=found.position, kind=kind, sample=sample, base=found.base,
-        mixed=found.base if none else found.mixed[row], only=[] if none else found.only[row],
-        kl=0.0 if none else number(float(found.kl[row])), flipped=not none and bool(found.flipped[row]),
-        settings=about,
+        position=found.position, kind=kind, sample=sample, base=found.base, mixed=mixed,
+        only=[] if none else found.only[at], kl=0.0 if none else number(float(found.kl[at])),
+        flipped=not none and bool(found.flipped[at]), settings=about | compared.to_settings(),
     )  # fmt: skip
 
 
@@ -208,8 +254,10 @@ def measure(model: QuietStar, store: Store, run: str) -> Frames:
     """Measure what only the weights can tell about a run's thoughts, keep it, and tell all its statistics."""
     from quietstar.evals import thoughts
 
-    store.measure(run, thoughts.measure(model, _made_by(model, store, run), check))
-    yield Frame("statistics", pages.statistics(store, run))
+    trace = _made_by(model, store, run)
+    told = thoughts.check_computed(model, trace)
+    store.measure(run, thoughts.measure(model, trace, check))
+    yield Frame("statistics", pages.statistics(store, run) | {"told": told})
 
 
 # -- what would have followed -----------------------------------------------------------------------------------------
@@ -218,58 +266,80 @@ def measure(model: QuietStar, store: Store, run: str) -> Frames:
 def follow(model: QuietStar, store: Store, run: str, number: int, most: int | None = None) -> Frames:
     """The text that follows with an intervention's thought in place, thinking on as the run did; kept with it.
 
-    As many tokens as the run said from there, or `most`. What was said before a stop is kept too.
+    As many tokens as the run said from there, or `most`. What was said before a stop is kept too. The last frame has
+    beside it what follows the thought that was there: the recorded text where the model here says the same word after
+    it and computes as the run did, and text that is computed anew elsewhere.
     """
     entry = store.run(run)
     made = next((one for one in store.interventions(run) if one.number == number), None)
     if made is None:
         raise QuietStarError(f"run {entry.id} has no intervention {number}")
-    trace, _ = _place(model, store, run, made.position)
-    said = len([token for token in trace.tokens if token.position > made.position])
-    most = max(1, min(MOST_FOLLOWING, said if most is None else most))
-    text = ""
+    trace, thought = _place(model, store, run, made.position)
+    said = [token for token in trace.tokens if token.position > made.position]
+    most = max(1, min(MOST_FOLLOWING, len(said) if most is None else most))
+    own = _First(model, trace, made.position, thought.samples[0].ids)
+    other = _First(model, trace, made.position, None if made.kind == "none" else made.sample.ids)
+    recorded = bool(said) and own.id == said[0].id and _computes_as(model, trace)
+    text, original = "", None
     try:
-        for event in _following(model, trace, made, most):
+        events = iter(said[:most]) if recorded and other.id == own.id else None
+        for event in events or other.going_on(most):
             text += event.text
             yield Frame("event", event.to_dict())
+        if not recorded:
+            original = text if other.id == own.id else "".join(event.text for event in own.going_on(most))
     finally:
-        store.continued_with(number, text)
-    yield Frame("followed", {"number": number, "text": text})
+        store.continued_with(number, text, original)
+    yield Frame("followed", {"number": number, "text": text, "original": original})
 
 
-def _following(model: QuietStar, trace: Trace, made: Intervention, most: int) -> Iterator[TokenEvent]:
-    """One token with the given thought, then on as the run's settings say; texts joined over the seam.
+def _computes_as(model: QuietStar, trace: Trace) -> bool:
+    """Whether numbers of the run can be laid beside the model's own."""
+    from quietstar.evals.thoughts import here
 
-    A thought is private to the token it helps to predict. Where that token is the one that was said, what follows is
-    what was said, and is taken from the record: computing it anew could only add differences of rounding.
+    return not computed.different([here(model), computed.by(trace.start)])
+
+
+class _First:
+    """One token behind a place with a given thought, None for no thought, and the text that goes on from it.
+
+    A thought is private to the token it helps to predict: where that token is the same, so is all that follows.
     """
-    import torch
 
-    from quietstar.evals.thoughts import forced_weight
-    from quietstar.text import TextStream
+    def __init__(self, model: QuietStar, trace: Trace, position: int, thought: list[int] | None) -> None:
+        from quietstar.evals.thoughts import forced_weight
+        from quietstar.text import TextStream
 
-    before = trace.ids[: made.position + 1]
-    settings = _settings(trace)
-    stream = TextStream(model.tokenizer, before)  # where stop strings cut the text, the pieces stay as they were cut
-    only = made.kind == "none"
-    thoughts = None if only else torch.tensor(made.sample.ids, dtype=torch.long).view(1, 1, 1, -1)
-    # its own tokens stand there whatever the run put in place of thoughts; a forced weight stays forced
-    first = replace(settings, max_new_tokens=1, trigger="always", samples=1, thought_temperature=None,
-                    control="none" if only else "own", mixing_weight=forced_weight(trace), speculate=0)  # fmt: skip
-    ids = list(before)
-    for event in model.stream([ids], settings=first, thoughts=thoughts):
-        if isinstance(event, TokenEvent):
-            ids.append(event.id)
-            yield event if settings.stop else replace(event, text=stream.push(event.id))
-    said = [token for token in trace.tokens if token.position > made.position]
-    if len(ids) > len(before) and said and said[0].id == ids[-1]:
-        yield from said[1:most]
-        return
-    if len(ids) == len(before) or most == 1:  # the first token ended the answer, or was all that was asked for
-        return
-    for event in model.stream([ids], settings=replace(settings, max_new_tokens=most - 1)):
-        if isinstance(event, TokenEvent):
-            yield event if settings.stop else replace(event, text=stream.push(event.id))
+        self.model, self.settings = model, _settings(trace)
+        before = trace.ids[: position + 1]
+        self.stream = TextStream(model.tokenizer, before)  # stop strings cut the text; its pieces stay as they were cut
+        # its own tokens stand there whatever the run put in place of thoughts; a forced weight stays forced
+        first = replace(
+            self.settings, max_new_tokens=1, trigger="always", samples=1, thought_temperature=None,
+            control="none" if thought is None else "own", mixing_weight=forced_weight(trace), speculate=0,
+        )  # fmt: skip
+        given = None if thought is None else _rows([thought])[None, None]
+        self.ids = list(before)
+        self.events = [self._joined(event) for event in model.stream([self.ids], settings=first, thoughts=given)
+                       if isinstance(event, TokenEvent)]  # fmt: skip
+        self.ids += [event.id for event in self.events]
+
+    @property
+    def id(self) -> int | None:
+        """The token, None where the text ends instead."""
+        return self.events[0].id if self.events else None
+
+    def going_on(self, most: int) -> Iterator[TokenEvent]:
+        """That token and what follows it, `most` tokens in all, texts joined over the seam."""
+        yield from self.events
+        if not self.events or most == 1:
+            return
+        for event in self.model.stream([self.ids], settings=replace(self.settings, max_new_tokens=most - 1)):
+            if isinstance(event, TokenEvent):
+                yield self._joined(event)
+
+    def _joined(self, event: TokenEvent) -> TokenEvent:
+        return event if self.settings.stop else replace(event, text=self.stream.push(event.id))
 
 
 def _settings(trace: Trace) -> GenerationSettings:

@@ -72,7 +72,8 @@ class Guard:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         if self.token is not None:
             if "token" in query and self._known(query.pop("token")):  # once; from then on the browser has a cookie
-                answer = RedirectResponse(scope["path"] + (f"?{urlencode(query)}" if query else ""), 303)
+                path = "/" + scope["path"].lstrip("/\\")  # a browser takes // at the beginning for another host
+                answer = RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
                 answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
                 await answer(scope, receive, guarded)
                 return

@@ -14,6 +14,7 @@ from typing import Any
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
 from quietstar.scratchpad import overview
+from quietstar.scratchpad.columns import noise_of
 from quietstar.scratchpad.entries import Run
 from quietstar.scratchpad.search import MEASURES
 from quietstar.scratchpad.statistics import MEASURES as STATISTICS
@@ -53,17 +54,19 @@ def run(store: Store, name: str) -> dict[str, Any]:
     """A run as its page opens: everything but the insides of its thoughts.
 
     `tokens` and `thoughts` are columns, one value a token or thought. `gain` of a thought is log p(said with it) -
-    log p(said without it) in nats.
+    log p(said without it) in nats. `noise` of the run is its noise floor, None where it was not measured.
     """
     whole = store.run(name)
     row = store.rows("runs", whole.id)[0]
+    noise = noise_of(row)
     tokens = store.rows("tokens", whole.id)
     thoughts = store.thoughts(run=whole.id, order="position", descending=False, limit=None)
     changed = sorted({made.position for made in store.interventions(whole.id)})
     return {
         "run": whole.to_dict() | {
             "device": row["device"], "dtype": row["dtype"], "version": row["version"], "chat": bool(row["chat"]),
-            "versions": json.loads(row["versions"]), "continued": overview.continued(store, whole.id),
+            "versions": json.loads(row["versions"]), "adapter_hash": row["adapter_hash"],
+            "noise": None if noise is None else noise.to_dict(), "continued": overview.continued(store, whole.id),
         },
         "tokens": {name: [token[name] for token in tokens] for name in ("position", "token", "text", "logprob")},
         "thoughts": {
@@ -112,12 +115,17 @@ def histograms(store: Store, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filters(asked: Mapping[str, str]) -> dict[str, Any]:
-    """Filters as they stand in an address: query, run, tag, model, trigger, control, flipped, min_kl, max_kl, ..."""
+    """Filters as they stand in an address: query, run, tag, model, trigger, control, flipped, min_kl, max_kl, ...
+
+    `noise` is "below", "any" or, when left out, above the noise floor.
+    """
     chosen: dict[str, Any] = {
         name: asked[name] for name in ("query", "run", "tag", "model", "trigger", "control") if asked.get(name)
     }
     if asked.get("flipped") in ("0", "1"):
         chosen["flipped"] = asked["flipped"] == "1"
+    if asked.get("noise") != "any":
+        chosen["above_noise"] = asked.get("noise") != "below"
     for word, bound in (("min_", "least"), ("max_", "most")):
         bounds = {name: _number(name, asked[word + name]) for name in MEASURES if asked.get(word + name)}
         if bounds:

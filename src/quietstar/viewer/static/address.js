@@ -7,7 +7,15 @@ let arrive = () => {};
 
 export function place() {
   const [path, query = ""] = (framed ? current : location.hash).replace(/^#\/?/, "").split("?");
-  return { parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query) };
+  return { parts: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query) };
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    throw new Error(`this address is damaged: “${part}” is no valid percent-encoding`);
+  }
 }
 
 export function href(parts, query = {}) {

@@ -54,7 +54,7 @@ export async function askPage({ about }) {
     try {
       const body = { prompt: prompt.value, system: system.value || null, raw: raw.checked, settings };
       for await (const { kind, data } of source.frames("ask", body, stop.signal)) {
-        if (kind === "loading") state.textContent = `loading ${data.model}…`;
+        if (kind === "loading") fill(state, `loading ${data.model}…`);
         if (kind === "waiting") state.textContent = `waiting for ${data.ahead} before this…`;
         if (kind === "run") {
           id = data.id;
@@ -69,7 +69,7 @@ export async function askPage({ about }) {
     const stopped = stop.signal.aborted;
     stop = null;
     button.textContent = "Ask";
-    state.textContent = problem || (stopped ? "stopped" : "");
+    fill(state, problem || (stopped ? "stopped" : ""));
     state.classList.toggle("problem", Boolean(problem));
     if (!answer.isConnected || !id) return;
     if (problem || stopped) answer.append(h("p", {}, h("a", { href: href(["run", id]) }, "see what was recorded")));

@@ -2,19 +2,20 @@
 
 import { h, percent, real_of, visible } from "./dom.js";
 
-// `lists` is [[title, choices], ...]; a token that leads somewhere else than in the first list is accented.
-export function bars(lists) {
+// `lists` is [[title, choices], ...]; a token that leads somewhere else than in the first list is accented, in the second
+// list only where `changed` says that it is more than rounding.
+export function bars(lists, changed) {
   const first = lists[0]?.[1][0]?.id;
   return h(
     "div",
     { class: "bars-row", "--lists": lists.length },
-    lists.map(([title, choices]) =>
+    lists.map(([title, choices], list) =>
       h(
         "section",
         { class: "bars" },
         h("h3", {}, title),
         choices.length
-          ? h("ol", {}, choices.map((choice, n) => bar(choice, n === 0 && choice.id !== first)))
+          ? h("ol", {}, choices.map((choice, n) => bar(choice, n === 0 && choice.id !== first && (list !== 1 || changed))))
           : h("p", { class: "none" }, "nothing to predict from"),
       ),
     ),

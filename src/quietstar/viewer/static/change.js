@@ -3,11 +3,11 @@
 
 import { align, words } from "./align.js";
 import { bars } from "./bars.js";
-import { fill, h, number, percent, quoted, readable, visible } from "./dom.js";
+import { fill, h, number, percent, quoted, readable, real_of, small, visible } from "./dom.js";
 import { pieces } from "./pieces.js";
 import { source } from "./source.js";
 
-const NAMES = {
+const KINDS = {
   edited: "edited", resampled: "thought again", donor: "borrowed", filler: "filler", shuffled: "shuffled", none: "no thought",
   "truncated:0": "empty", "truncated": "cut short",
 };
@@ -19,7 +19,9 @@ export function changing(panel, place, detail) {
   const list = h("ol", { class: "tries" }, [...detail.tries].reverse().map((one) => attempt(panel, place, detail, one)));
   if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h3", {}, "what was tried"), list) : null;
   const own = detail.samples[0];
-  const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: own?.text ?? "" });
+  const shown = readable(own?.text ?? "");
+  const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: shown });
+  const edited = () => (text.value === shown ? own?.text ?? "" : text.value); // its own characters, where it was left as it is
   const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position to borrow from" });
   const state = h("p", { class: "state", role: "status" });
   const buttons = [];
@@ -29,7 +31,7 @@ export function changing(panel, place, detail) {
     state.textContent = "thinking…";
     try {
       for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/thoughts/${place}/change`, wanted)) {
-        if (frame.kind === "loading") state.textContent = `loading ${frame.data.model}…`;
+        if (frame.kind === "loading") fill(state, `loading ${frame.data.model}…`);
         if (frame.kind === "waiting") state.textContent = `waiting for ${frame.data.ahead} before this…`;
         if (frame.kind === "tries") {
           detail.tries.push(...frame.data.tries);
@@ -39,7 +41,7 @@ export function changing(panel, place, detail) {
         }
       }
     } catch (error) {
-      state.textContent = error.message;
+      fill(state, error.message);
       state.classList.add("problem");
     }
     buttons.forEach((button) => (button.disabled = false));
@@ -56,7 +58,7 @@ export function changing(panel, place, detail) {
     text,
     h(
       "div", { class: "buttons" },
-      button("Try this text", "put the text above in the thought's place", () => ({ kind: "edited", text: text.value })),
+      button("Try this text", "put the text above in the thought's place", () => ({ kind: "edited", text: edited() })),
       button("Empty", "the markers with nothing between them", () => ({ kind: "truncated:0" })),
       button("Filler", "as many filler tokens", () => ({ kind: "filler" })),
       button("Shuffle", "its own tokens in random order", () => ({ kind: "shuffled" })),
@@ -70,15 +72,17 @@ export function changing(panel, place, detail) {
 }
 
 function attempt(panel, place, detail, one, open = false) {
-  const [before, after] = [detail.mixed[0], one.mixed[0]];
-  const other = before && after && before.id !== after.id;
+  const compared = comparedOf(one);
+  const [before, after] = [(compared?.mixed ?? detail.mixed)[0], one.mixed[0]];
+  const other = compared ? compared.changed : Boolean(before && after && before.id !== after.id);
   const about = one.settings.donor !== undefined ? ` from ${one.settings.donor}` : "";
+  const kind = Object.hasOwn(KINDS, one.kind) ? KINDS[one.kind] : visible(one.kind);
   const box = h(
     "details",
     { class: "try", open: open && one.kind !== "resampled" },
     h(
       "summary", {},
-      h("span", { class: "kind" }, (NAMES[one.kind] ?? visible(one.kind)) + about), " ",
+      h("span", { class: "kind" }, kind + about), " ",
       one.kind !== "none" && h("bdi", { class: "thought" }, visible(one.sample.text)), " ",
       after && h("span", { class: other ? "outcome other" : "outcome" }, `${quoted(after.text)} ${percent(after.prob)}`),
       h("small", {}, ` w ${number(one.sample.weight)} KL ${number(one.kl, 4)}`),
@@ -89,7 +93,8 @@ function attempt(panel, place, detail, one, open = false) {
     box.filled = true;
     box.append(
       one.kind === "none" ? "" : h("p", {}, pieces(one.sample)),
-      bars([["with the old", detail.mixed], ["with this", one.mixed], ["only this", one.only]]),
+      bars([[compared ? "with its own" : "with its own, as recorded", compared?.mixed ?? detail.mixed], ["with this", one.mixed], ["only this", one.only]], other),
+      h("p", { class: "facts" }, verdict(compared, before, after)),
       following(panel, place, one),
     );
   };
@@ -98,9 +103,26 @@ function attempt(panel, place, detail, one, open = false) {
   return h("li", {}, box);
 }
 
+// The prediction with the own thought that was computed beside a try; null in records from before, or damaged ones.
+function comparedOf(one) {
+  const found = one.settings.compared;
+  if (!Array.isArray(found?.mixed) || !found.mixed.every((row) => Array.isArray(row) && typeof row[1] === "string")) return null;
+  return { ...found, mixed: found.mixed.map(([id, text, prob]) => ({ id, text, prob })) };
+}
+
+// What may be said about the likeliest word, and what computed it.
+function verdict(compared, before, after) {
+  if (!compared) return "Compared with the recorded prediction, which another batch or precision may have made.";
+  const floor = compared.floor ? `rounding (${small(real_of(compared.floor.logprob) ?? 0)} nats)` : "rounding, which was not measured";
+  const said = compared.changed ? "Likeliest word changed." : before && after && before.id !== after.id ? `The likeliest words are apart by no more than ${floor}: no change.` : "Likeliest word not changed.";
+  const words = (by) => Object.entries(by ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
+  return compared.recorded ? `${said} Both were computed anew by ${words(compared.computed)}; the run was by ${words(compared.recorded)}.` : `${said} Both were computed side by side.`;
+}
+
 // The text that follows with the try in place, beside the one that was said.
 function following(panel, place, one) {
-  const said = panel.run.tokens.filter((token) => token.position > place).map((token) => token.text).join("");
+  const recorded = panel.run.tokens.filter((token) => token.position > place).map((token) => token.text).join("");
+  let original = typeof one.settings.original === "string" ? one.settings.original : null; // computed anew
   const path = `runs/${encodeURIComponent(panel.run.head.id)}/interventions/${one.number}/follow`;
   const box = h("div", { class: "following" });
   let text = one.continuation;
@@ -110,10 +132,11 @@ function following(panel, place, one) {
   const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
   const button = h("button", { type: "button", onclick: () => (stop ? stop.abort() : follow()) });
   const draw = () => {
+    const said = original ?? recorded;
     button.textContent = stop ? "Stop" : text === null ? "Continue the text" : "Continue it again";
     fill(
       box,
-      text !== null && [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, "as it was"), side(said, text, marks, "left")), h("section", {}, h("h4", {}, "with this thought"), side(said, text, marks, "right")))],
+      text !== null && [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, original !== null ? "with its own thought, computed again" : "as it was"), side(said, text, marks, "left")), h("section", {}, h("h4", {}, "with this thought"), side(said, text, marks, "right")))],
       text === said && !stop && h("p", { class: "facts" }, SAME),
       problem && h("p", { class: "problem", role: "alert" }, problem),
       panel.live && button,
@@ -126,7 +149,7 @@ function following(panel, place, one) {
     try {
       for await (const frame of source.frames(path, {}, stop.signal)) {
         if (frame.kind === "event" && frame.data.event === "token") text += frame.data.text;
-        if (frame.kind === "followed") text = frame.data.text;
+        if (frame.kind === "followed") [text, original] = [frame.data.text, frame.data.original];
         draw();
       }
       one.continuation = text;

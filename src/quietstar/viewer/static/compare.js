@@ -2,8 +2,9 @@
 
 import { align } from "./align.js";
 import { href } from "./address.js";
-import { count, h, number, readable, spoken, visible } from "./dom.js";
-import { MEASURES, Run, largest, share, valueOf } from "./record.js";
+import { count, h, number, readable, small, spoken, visible } from "./dom.js";
+import { legend } from "./legend.js";
+import { Run, stepOf, told } from "./record.js";
 import { source } from "./source.js";
 
 const SIDES = ["left", "right"];
@@ -15,7 +16,7 @@ export async function comparePage({ parts }) {
   const runs = await Promise.all([source.run(parts[1]), source.run(parts[2])].map(async (page) => Run.of(await page)));
   const steps = align(runs[0].tokens, runs[1].tokens, (a, b) => a.text === b.text);
   const parted = steps.filter((step) => !step.same);
-  const most = Math.max(...runs.map((run) => largest(run, "kl")));
+  const alike = await parting(runs, steps, parted[0]);
   const text = (n, step) => runs[n].tokens.slice(...step[SIDES[n]]).map((token) => token.text).join("");
   return {
     element: h(
@@ -23,11 +24,27 @@ export async function comparePage({ parts }) {
       h("h1", {}, "Side by side"),
       facts(runs),
       h("h2", {}, parted.length ? `They part at ${count(parted.length, "place")}` : "They say the same"),
+      alike !== null && h("p", { class: "facts" }, `At the first of them their words are apart by no more than the noise floor (${small(alike)} nats): that they part there, and all that follows from it, may be rounding.`),
       listed(parted, text),
-      h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, most, parted.indexOf(step))))),
-      h("p", { class: "legend" }, `Tint: ${MEASURES.kl.long}. Each word leads to its thought.`),
+      h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, parted.indexOf(step))))),
+      h("p", { class: "legend" }, legend("kl", runs), " Each word leads to its thought."),
     ),
   };
+}
+
+// The larger noise floor, where the words at which two texts first part are no further apart than that; null elsewhere.
+async function parting(runs, steps, first) {
+  const floors = runs.map((run) => run.floor("logprob"));
+  if (!first || floors.includes(null) || steps.indexOf(first) > 1) return null;
+  const from = runs.map((run, n) => run.tokens[first[SIDES[n]][0]]);
+  if (!runs.every((run, n) => from[n] && run.thoughts.has(from[n].position - 1))) return null;
+  const floor = Math.max(...floors);
+  const apart = await Promise.all(runs.map(async (run, n) => {
+    const { mixed } = await source.thought(run.head.id, from[n].position - 1);
+    const [own, other] = [from[n].id, from[1 - n].id].map((id) => mixed.find((choice) => choice.id === id)?.prob);
+    return own && other ? Math.log(own) - Math.log(other) : Infinity;
+  }));
+  return apart.every((distance) => Math.abs(distance) <= floor) ? floor : null;
 }
 
 // The first places where they part, and the rest on demand.
@@ -49,38 +66,54 @@ function jump(event, n) {
   document.getElementById(`d${n}`)?.scrollIntoView({ block: "center" });
 }
 
-// What is not the same: the question, the model, settings, and the numbers of each.
+// What is not the same: the question, the model, settings, and the numbers of each. What computed them is always named,
+// with a mark where it differs; numbers that differ by no more than the larger noise floor are the same.
 function facts(runs) {
-  const mean = (run, name) => {
-    const values = [...run.thoughts.values()].map((one) => one[name]).filter((value) => value !== null && Number.isFinite(value));
-    return values.length ? number(values.reduce((a, b) => a + b, 0) / values.length, 4) : "–";
-  };
-  const names = [...new Set(runs.flatMap((run) => Object.keys(run.head.settings)))].filter((name) => name !== "show");
-  const rows = [
-    ["asked", ...runs.map((run) => run.head.asked || run.head.prompt)],
-    ["what the model read", ...runs.map((run) => run.head.prompt)],
-    ["model", ...runs.map((run) => run.head.model)],
-    ["weights", ...runs.map((run) => `${run.head.base_hash.slice(0, 8)} ${run.head.head_hash.slice(0, 8)}`)],
-    ...names.map((name) => [name.replaceAll("_", " "), ...runs.map((run) => String(run.head.settings[name] ?? "–"))]),
-    ["ended", ...runs.map((run) => run.head.reason ?? "unfinished")],
-    ["tokens", ...runs.map((run) => String(run.head.tokens))],
-    ["thoughts", ...runs.map((run) => String(run.thoughts.size))],
-    ["changed the likeliest word", ...runs.map((run) => String(run.head.flips))],
-    ["mean w", ...runs.map((run) => mean(run, "weight"))],
-    ["mean KL", ...runs.map((run) => mean(run, "kl"))],
+  const heads = runs.map((run) => run.head);
+  const row = (name, of) => [name, ...runs.map((run) => String(of(run.head, run) ?? "–"))];
+  const names = (of) => [...new Set(heads.flatMap((head) => Object.keys(of(head) ?? {})))];
+  const computed = [
+    row("dtype", (head) => head.dtype), row("device", (head) => head.device), row("quietstar", (head) => head.version),
+    ...names((head) => head.versions).filter((name) => name !== "quietstar").map((name) => row(name, (head) => head.versions[name])),
+    row("noise floor, KL", (_, run) => (run.noise === null ? "not measured" : small(run.noise.kl))),
   ];
-  const differing = rows.filter(([, a, b]) => a !== b);
-  const same = rows.length - differing.length;
+  const rows = [
+    row("asked", (head) => head.asked || head.prompt), row("what the model read", (head) => head.prompt), row("model", (head) => head.model),
+    row("weights", (head) => `${head.base_hash.slice(0, 8)} ${head.head_hash.slice(0, 8)} ${(head.adapter_hash ?? "").slice(0, 8)}`.trim()),
+    ...names((head) => head.settings).filter((name) => name !== "show").map((name) => row(name.replaceAll("_", " "), (head) => (Object.hasOwn(head.settings, name) ? told(head.settings[name]) : null))),
+    row("ended", (head) => head.reason ?? "unfinished"), row("tokens", (head) => head.tokens), row("thoughts", (_, run) => run.thoughts.size),
+    row("likeliest word changed", (_, run) => run.flips),
+  ];
+  const numbers = [["mean w", "weight"], ["mean KL", "kl"]].map(([name, measure]) => mean(runs, name, measure));
+  const differing = [...rows.filter(([, a, b]) => a !== b), ...numbers.filter((one) => !one.same).map((one) => one.row)];
+  const within = numbers.filter((one) => one.within).map((one) => one.row[0]);
+  const other = computed.slice(0, -1).filter(([, a, b]) => a !== b).map(([name]) => name);
+  const draw = (mark) => ([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, mark ? `${name} ${values[0] === values[1] ? "=" : "≠"}` : name), values.map((value) => h("td", { class: mark && values[0] !== values[1] ? "differs" : null }, h("bdi", {}, readable(value).slice(0, 400)))));
   return h(
     "div", { class: "scroll" },
     h("table", { class: "differing" },
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "what differs"), runs.map((run) => h("th", { scope: "col" }, h("code", {}, run.head.id))))),
-      h("tbody", {}, differing.map(([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, name), values.map((value) => h("td", {}, h("bdi", {}, readable(value).slice(0, 400)))))))),
-    h("p", { class: "facts" }, `${same} of ${rows.length} are the same.`),
+      h("tbody", {}, differing.map(draw(false))),
+      h("tbody", { class: "computed" }, computed.map(draw(true)))),
+    h("p", { class: "facts" }, `${rows.length + numbers.length - differing.length} of ${rows.length + numbers.length} are the same.`,
+      within.length > 0 && ` Within the larger noise floor of the two, so no difference: ${within.join(", ")}.`),
+    other.length > 0 && h("p", { class: "facts" }, `Computed with another ${other.join(", ")}: part of what differs may be rounding.`),
   );
 }
 
-function cell(run, n, step, most, number_) {
+// The mean of a measure over the thoughts of each run; `same` where the two are no more apart than the larger floor.
+function mean(runs, name, measure) {
+  const [left, right] = runs.map((run) => {
+    const values = [...run.thoughts.values()].map((one) => one[measure]).filter((value) => value !== null && Number.isFinite(value));
+    return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+  });
+  const row = [name, ...[left, right].map((value) => number(value, 4))];
+  const equal = left === right || (left === null && right === null);
+  const within = !equal && left !== null && right !== null && Math.abs(left - right) <= Math.max(...runs.map((run) => run.floor(measure) ?? 0));
+  return { row, same: equal || within, within };
+}
+
+function cell(run, n, step, number_) {
   const tokens = run.tokens.slice(...step[SIDES[n]]);
   const long = step.same && tokens.length > 2 * KEPT + 8;
   const shown = long ? [...tokens.slice(0, KEPT), null, ...tokens.slice(-KEPT)] : tokens;
@@ -90,10 +123,9 @@ function cell(run, n, step, most, number_) {
     shown.map((token) => {
       if (token === null) return h("span", { class: "cut" }, ` … ${count(tokens.length - 2 * KEPT, "token")} … `);
       const place = token.position - 1;
-      const tint = share(valueOf(run, token, "kl"), most, "kl");
       const flipped = run.thoughts.get(place)?.flipped ? " flipped" : "";
       return run.thoughts.has(place)
-        ? h("a", { class: `token${flipped}`, href: href(["run", run.head.id, place]), "aria-label": spoken(token.text), "--t": tint > 0.01 ? tint.toFixed(3) : null }, readable(token.text))
+        ? h("a", { class: `token${flipped}`, href: href(["run", run.head.id, place]), "aria-label": spoken(token.text), "data-step": stepOf(run, token, "kl") }, readable(token.text))
         : h("span", { class: "token" }, readable(token.text));
     }),
     !tokens.length && h("span", { class: "cut" }, "(nothing)"),

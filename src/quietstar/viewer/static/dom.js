@@ -1,10 +1,13 @@
 // Elements from plain values. What models, people and files say only ever becomes text nodes and attribute values:
-// nothing on this page makes markup out of a string.
+// nothing on this page makes markup out of a string. All of it passes here, where characters that hide or reorder text
+// become visible codes; only the value of a form field stays as it is.
+
+const READ = ["title", "placeholder", "aria-label", "aria-description", "aria-valuetext"]; // attributes that are read
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   set(element, attributes);
-  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...shown(children));
   return element;
 }
 
@@ -14,21 +17,26 @@ export function set(element, attributes) {
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name.startsWith("--")) element.style.setProperty(name, value);
     else if (name === "value" || name === "checked") element[name] = value;
-    else element.setAttribute(name, value === true ? "" : String(value));
+    else element.setAttribute(name, value === true ? "" : READ.includes(name) ? visible(String(value)) : String(value));
   }
   return element;
 }
 
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.append(...children);
+  set(element, attributes);
+  element.append(...shown(children));
   return element;
 }
 
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...shown(children));
   return element;
+}
+
+function shown(children) {
+  const kept = children.flat(2).filter((child) => child !== null && child !== undefined && child !== false);
+  return kept.map((child) => (child instanceof Node ? child : readable(String(child))));
 }
 
 // A labelled control: the label wraps it, so that both are one target.
@@ -74,6 +82,11 @@ export function number(value, digits = 3) {
   if (real === null) return "–";
   if (!Number.isFinite(real)) return real > 0 ? "∞" : "−∞";
   return real.toFixed(digits).replace("-", "−");
+}
+
+// A small number to two digits, as in 0.00012 or 3.1e−9.
+export function small(value) {
+  return (value !== 0 && Math.abs(value) < 1e-5 ? value.toExponential(1) : String(Number(value.toPrecision(2)))).replace("-", "−");
 }
 
 // The record writes numbers that JSON has no name for as text.

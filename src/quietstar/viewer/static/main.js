@@ -33,12 +33,12 @@ function header() {
 async function draw() {
   turn += 1;
   const now = turn;
-  const { parts, query } = place();
   try {
+    const { parts, query } = place();
     const about = await source.about();
     // an exported file of one run opens on it
     const at = parts.length ? parts : about.totals.runs === 1 && !about.model && about.only ? ["run", about.only] : ["runs"];
-    const name = PAGES[at[0]] ? at[0] : "runs";
+    const name = Object.hasOwn(PAGES, at[0]) ? at[0] : "runs";
     const page = await PAGES[name]({ parts: at, query, about });
     if (now !== turn) return page.left?.();
     leave();
@@ -49,7 +49,10 @@ async function draw() {
     scrollTo(0, 0);
     page.shown?.();
   } catch (error) {
-    if (now === turn) fill(body, h("div", { class: "page" }, h("p", { class: "problem", role: "alert" }, error.message), h("p", {}, h("a", { href: "#/runs" }, "all runs"))));
+    if (now !== turn) return;
+    leave();
+    leave = () => {};
+    fill(body, h("div", { class: "page" }, h("p", { class: "problem", role: "alert" }, error.message), h("p", {}, h("a", { href: "#/runs" }, "all runs"))));
   }
 }
 

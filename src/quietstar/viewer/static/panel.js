@@ -3,7 +3,7 @@
 
 import { bars } from "./bars.js";
 import { changing } from "./change.js";
-import { fill, h, number, visible } from "./dom.js";
+import { fill, h, number, small, visible } from "./dom.js";
 import { pieces } from "./pieces.js";
 import { MEASURES, valueOf } from "./record.js";
 import { source } from "./source.js";
@@ -53,8 +53,8 @@ export class Panel {
       this.spoken.textContent = "no thought here";
       return;
     }
-    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", changed the likeliest word" : ""}`;
-    if (!quiet) this.spoken.textContent = summary;
+    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", likeliest word changed" : run.above(thought) ? "" : ", below the noise floor"}`;
+    if (!quiet) fill(this.spoken, summary);
     fill(this.body, this.#head(place, token), this.#numbers(thought, token), this.#whole(thought.text), this.#around(place));
     try {
       const detail = run.details.get(place) ?? (await source.thought(run.head.id, place));
@@ -64,7 +64,7 @@ export class Panel {
         this.#head(place, token), this.#numbers(thought, token), this.#measured(detail.measures ?? {}), this.#samples(detail),
         bars([
           ["without", detail.base], ["with", detail.mixed], ["only the thought", detail.only],
-        ]),
+        ], thought.flipped),
         changing(this, place, detail),
         this.#around(place),
       );
@@ -94,7 +94,12 @@ export class Panel {
       h("div", { title: "the rule that asked for the thought" }, h("dt", {}, "asked by"), h("dd", {}, h("bdi", {}, visible(thought.trigger)))),
       thought.control !== "own" && h("div", {}, h("dt", {}, "in its place"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
     );
-    return h("div", {}, list, thought.flipped && h("p", { class: "flag" }, "changed the likeliest word"));
+    return h(
+      "div", {}, list,
+      thought.flipped && h("p", { class: "flag" }, "likeliest word changed"),
+      this.run.noise === null && h("p", { class: "none" }, "noise floor not measured"),
+      !this.run.above(thought) && h("p", { class: "none" }, `below the noise floor (KL ${small(this.run.noise.kl)}): no change`),
+    );
   }
 
   // What the model measured about this thought; the statistics of the run say what each is.

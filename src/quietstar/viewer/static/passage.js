@@ -2,7 +2,7 @@
 // one stop of the Tab key, arrows move from thought to thought.
 
 import { h, marked, readable, spoken } from "./dom.js";
-import { largest, share, valueOf } from "./record.js";
+import { stepOf, valueOf } from "./record.js";
 
 const BLOCK = 40; // tokens a block has at least
 
@@ -11,7 +11,6 @@ export class Passage {
     Object.assign(this, { run, measure, spaces, onselect: select });
     this.spans = new Map(); // by place
     this.selected = null;
-    this.most = 0;
     this.element = h("div", {
       class: "passage", role: "listbox", tabindex: 0, "aria-label": label, lang: "",
       onclick: (event) => this.#click(event), onkeydown: (event) => this.#key(event),
@@ -55,22 +54,17 @@ export class Passage {
   append(token) {
     const span = this.#span(token);
     this.#place(span);
-    const value = valueOf(this.run, token, this.measure);
-    if (value !== null && Math.abs(value) > this.most) this.tint(this.measure);
-    else this.#shade(span);
+    this.#shade(span);
   }
 
   tint(measure) {
     this.measure = measure;
-    this.most = largest(this.run, measure);
     for (const span of this.spans.values()) this.#shade(span);
   }
 
   #shade(span) {
-    const part = share(valueOf(this.run, span.token, this.measure), this.most, this.measure);
-    if (Math.abs(part) < 0.01) span.style.removeProperty("--t");
-    else span.style.setProperty("--t", Math.abs(part).toFixed(3));
-    span.classList.toggle("negative", part < -0.01);
+    span.dataset.step = stepOf(this.run, span.token, this.measure);
+    span.classList.toggle("negative", valueOf(this.run, span.token, this.measure) < 0);
   }
 
   show(spaces) {

@@ -2,6 +2,9 @@
 // the record or from live events alike. The place of a thought is the position before the token it helps to predict.
 
 import { real_of } from "./dom.js";
+import { step } from "./scale.js";
+
+const FLOORS = { kl: "kl", logprob: "logprob", weight: "weight" }; // which noise a measure of a thought has
 
 export class Run {
   constructor(head = {}) {
@@ -11,11 +14,13 @@ export class Run {
     this.details = new Map(); // what was sent live; the rest is fetched when it is looked at
     this.changed = new Set();
     this.prompts = "";
+    this.noise = null; // {kl, logprob, weight, places}: how far rounding alone moves each; null where it is unknown
   }
 
   static of(page) {
     const run = new Run(page.run);
     run.prompts = page.run.prompt;
+    run.noise = noise_of(page.run.noise);
     const { tokens, thoughts } = page;
     tokens.position.forEach((position, n) => {
       run.tokens.push({ position, id: tokens.token[n], text: tokens.text[n], logprob: real_of(tokens.logprob[n]) });
@@ -23,7 +28,7 @@ export class Run {
     thoughts.position.forEach((position, n) => {
       const thought = { position, text: thoughts.text[n], trigger: thoughts.trigger[n], control: thoughts.control[n] };
       for (const name of ["weight", "kl", "entropy", "gain"]) thought[name] = real_of(thoughts[name][n]);
-      thought.flipped = Boolean(thoughts.flipped[n]);
+      thought.flipped = Boolean(thoughts.flipped[n]) && run.above(thought);
       run.thoughts.set(position, thought);
     });
     run.changed = new Set(page.changed);
@@ -33,11 +38,13 @@ export class Run {
   // Takes in a live event; returns the token it added, if it did.
   add(event) {
     if (event.event === "start") this.prompts = event.prompts[0];
+    if (event.event === "noise") this.noise = noise_of(event);
     if (event.event === "thought") {
       const { position, trigger, control, flipped } = event;
-      const thought = { position, trigger, control, flipped, text: event.samples[0]?.text ?? "" };
+      const thought = { position, trigger, control, text: event.samples[0]?.text ?? "" };
       for (const name of ["weight", "kl", "entropy"]) thought[name] = real_of(event[name]);
       thought.gain = event.base_logprob === null ? null : real_of(event.mixed_logprob) - real_of(event.base_logprob);
+      thought.flipped = flipped && this.above(thought);
       this.thoughts.set(position, thought);
       this.details.set(position, { ...event, tries: [] });
     }
@@ -45,6 +52,22 @@ export class Run {
     const token = { position: event.position, id: event.id, text: event.text, logprob: real_of(event.logprob) };
     this.tokens.push(token);
     return token;
+  }
+
+  // Sizes of a measure up to this are rounding; null where that is unknown or does not apply.
+  floor(measure) {
+    return (this.noise && this.noise[FLOORS[measure]]) ?? null;
+  }
+
+  // Whether a thought moved the prediction by more than rounding; true where the noise floor is unknown.
+  above(thought) {
+    const floor = this.floor("kl");
+    return floor === null || thought.kl === null || thought.kl > floor;
+  }
+
+  // How many thoughts changed which word is likeliest, by more than rounding.
+  get flips() {
+    return [...this.thoughts.values()].filter((one) => one.flipped).length;
   }
 
   get text() {
@@ -57,7 +80,7 @@ export class Run {
     for (let n = this.tokens.length - 1; n >= 0 && text.length < width; n -= 1) {
       if (this.tokens[n].position <= position) text = this.tokens[n].text + text;
     }
-    return text.length > width ? `…${text.slice(-width)}` : text;
+    return ending(text, width);
   }
 
   at(position) {
@@ -69,16 +92,27 @@ export class Run {
   }
 }
 
-// What a token can be tinted by. `scale` bends the shares, for measures whose largest values dwarf the rest.
+// The last words of a text, about `width` characters; a word is cut only where it alone is longer.
+export function ending(text, width) {
+  if (text.length <= width) return text;
+  const kept = text.slice(-width);
+  const inside = !/\s/.test(kept[0]) && !/\s/.test(text.at(-width - 1));
+  const gap = inside ? kept.search(/\s(?=.*\S)/s) : -1;
+  return `…${gap < 0 ? kept : kept.slice(gap)}`;
+}
+
+function noise_of(found) {
+  if (!found || real_of(found.kl) === null) return null;
+  return { kl: real_of(found.kl), logprob: real_of(found.logprob), weight: real_of(found.weight), places: found.places };
+}
+
+// What a token can be tinted by.
 export const MEASURES = {
-  kl: { label: "KL", long: "how far the thought moved the prediction: KL(with ‖ without)", unit: "nats", bend: 0.5 },
-  weight: { label: "w", long: "how much weight the thought was given", unit: "", bend: 1 },
-  gain: {
-    label: "gain", unit: "nats", bend: 0.5,
-    long: "log-probability of the word that was said, with the thought minus without",
-  },
-  entropy: { label: "entropy", long: "how undecided the prediction was without the thought", unit: "nats", bend: 1 },
-  surprise: { label: "surprise", long: "how unlikely the word was that was said: −log p, with the thought", unit: "nats", bend: 0.5 },
+  kl: { label: "KL", long: "KL(with ‖ without): how far the thought moved the prediction", unit: "nats" },
+  weight: { label: "w", long: "The weight that the thought was given", unit: "" },
+  gain: { label: "gain", long: "Log-probability of the word that was said, with the thought minus without", unit: "nats" },
+  entropy: { label: "entropy", long: "How undecided the prediction was without the thought", unit: "nats" },
+  surprise: { label: "surprise", long: "How unlikely the word was that was said: −log p, with the thought", unit: "nats" },
 };
 
 export function valueOf(run, token, measure) {
@@ -86,19 +120,19 @@ export function valueOf(run, token, measure) {
   return run.thoughts.get(token.position - 1)?.[measure] ?? null;
 }
 
-// The largest value of a measure in a run; the tint of 1.
-export function largest(run, measure) {
-  let most = 0;
-  for (const token of run.tokens) {
-    const value = valueOf(run, token, measure);
-    if (value !== null && Number.isFinite(value)) most = Math.max(most, Math.abs(value));
-  }
-  return most;
+// The step of a token on the scale of a measure, 0 within the run's noise floor; for a gain, whose own noise is not
+// known, within that of KL.
+export function stepOf(run, token, measure) {
+  const thought = run.thoughts.get(token.position - 1);
+  if (measure === "gain" && thought && !run.above(thought)) return 0;
+  return step(measure, valueOf(run, token, measure), run.floor(measure));
 }
 
-// From 0 to 1, negative where the value is.
-export function share(value, most, measure) {
-  if (value === null || most === 0) return 0;
-  const part = Math.min(Math.abs(value) / most, 1) ** MEASURES[measure].bend;
-  return value < 0 ? -part : part;
+// What computed a run: precision, device and the versions of what has a say in the numbers.
+export function computed(head) {
+  const versions = Object.entries(head.versions ?? {}).filter(([name]) => name !== "quietstar");
+  return [`${head.dtype} on ${head.device}`, `quietstar ${head.version}`, ...versions.map((one) => one.join(" "))].join(", ");
 }
+
+// The value of a setting in words.
+export const told = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? JSON.stringify(value) : String(value ?? "–"));

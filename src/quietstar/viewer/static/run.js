@@ -1,10 +1,11 @@
 // The page of one run: its text, the strip over it, and the thought one chose.
 
 import { go, href, stay } from "./address.js";
-import { choice, count, fill, h, memory, number, readable, visible, when } from "./dom.js";
+import { choice, count, fill, h, memory, number, readable, small, visible, when } from "./dom.js";
+import { legend } from "./legend.js";
 import { Panel } from "./panel.js";
 import { Passage } from "./passage.js";
-import { MEASURES, Run, largest } from "./record.js";
+import { MEASURES, Run, computed, told, valueOf } from "./record.js";
 import { source } from "./source.js";
 import { statistics } from "./statistics.js";
 import { Strip } from "./strip.js";
@@ -22,10 +23,10 @@ export class Reader {
   constructor(run, about, chosen, { live = Boolean(about.model) } = {}) {
     this.run = run;
     this.chosen = chosen;
-    this.measure = MEASURES[memory.get("measure", "kl")] ? memory.get("measure", "kl") : "kl";
+    this.measure = Object.hasOwn(MEASURES, memory.get("measure", "kl")) ? memory.get("measure", "kl") : "kl";
     const spaces = memory.get("spaces", "0") === "1";
     this.passage = new Passage(run, {
-      measure: this.measure, spaces, label: "the answer; arrow keys move from thought to thought, f to the next changed word",
+      measure: this.measure, spaces, label: "the answer; arrow keys move from thought to thought, f to the next changed likeliest word",
       select: (place, quiet) => this.#selected(place, quiet),
     });
     this.strip = new Strip(run, this.measure, (place) => this.passage.select(place));
@@ -51,16 +52,20 @@ export class Reader {
       ),
     );
     const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: (event) => { this.passage.show(event.target.checked); memory.set("spaces", event.target.checked ? "1" : "0"); } }), " show spaces");
-    const strongest = h("button", { type: "button", title: "the thought that moved the prediction most; again for the next", onclick: () => this.#strongest() }, "strongest");
-    const flip = h("button", { type: "button", title: "the next word that a thought changed (key f)", onclick: () => this.passage.step(1, (thought) => thought?.flipped) }, "next change");
+    const strongest = h("button", { type: "button", title: "the thought with the largest value of the measure that tints; again for the next", onclick: () => this.#strongest() }, "strongest");
+    const flip = h("button", { type: "button", title: "the next word where a thought changed which was likeliest (key f)", onclick: () => this.passage.step(1, (thought) => thought?.flipped) }, "next change");
     return h("div", { class: "bar" }, measures, show, h("span", { class: "buttons" }, strongest, flip));
   }
 
+  // Thoughts within the noise floor are none of them stronger than another.
   #strongest() {
-    const order = [...this.run.thoughts.values()].filter((one) => this.run.at(one.position)).sort((a, b) => (b.kl ?? 0) - (a.kl ?? 0));
+    const value = (one) => valueOf(this.run, this.run.at(one.position), this.measure) ?? -Infinity;
+    const thoughts = [...this.run.thoughts.values()].filter((one) => this.run.at(one.position) && this.run.above(one));
+    const order = thoughts.sort((a, b) => value(b) - value(a));
     const at = order.findIndex((one) => one.position === this.passage.selected);
     const next = order[(at + 1) % order.length];
     if (next) this.passage.select(next.position);
+    else fill(this.legend, "No thought is above the noise floor.");
   }
 
   #tint(name) {
@@ -72,9 +77,7 @@ export class Reader {
   }
 
   #explain() {
-    const { unit, long } = MEASURES[this.measure];
-    const most = largest(this.run, this.measure);
-    fill(this.legend, h("span", { class: "scale", "aria-hidden": "true" }), most ? `0 to ${number(most, most < 0.1 ? 4 : 2)} ${unit}: ${long}` : `0 throughout: ${long}`, ". Underlined: a thought changed the likeliest word.");
+    fill(this.legend, legend(this.measure, [this.run]));
   }
 
   #selected(place, quiet) {
@@ -97,21 +100,29 @@ export class Reader {
   // Take in a live event.
   add(event) {
     const token = this.run.add(event);
+    if (event.event === "noise") this.#tint(this.measure);
     if (!token) return;
     const follow = innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
     this.passage.append(token);
     this.strip.draw(this.measure);
-    this.#explain();
     if (follow && this.passage.selected === null) scrollTo(0, document.documentElement.scrollHeight);
   }
+}
+
+// How many thoughts are above the noise floor.
+function floor(run) {
+  if (run.noise === null) return "noise floor not measured";
+  const above = [...run.thoughts.values()].filter((one) => run.above(one)).length;
+  return `${above} above the noise floor (KL ${small(run.noise.kl)} nats)`;
 }
 
 function head(run, about) {
   const { head: one } = run;
   const settings = Object.entries(one.settings).filter(([name, value]) => name !== "show" && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
   const facts = [
-    count(one.tokens, "token"), count(one.thoughts, "thought"), `${one.flips} changed the likeliest word`,
-    one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafts kept`, one.reason ?? "unfinished: still running, or killed",
+    count(one.tokens, "token"), count(one.thoughts, "thought"), one.thoughts > 0 && `likeliest word changed ${count(run.flips, "time")}`,
+    one.thoughts > 0 && floor(run),
+    one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafts kept`, visible(one.reason ?? "unfinished: still running, or killed"),
   ].filter(Boolean);
   return h(
     "header",
@@ -125,10 +136,10 @@ function head(run, about) {
       "details", { class: "more" },
       h("summary", {}, "how it was made"),
       h("dl", { class: "settings" },
-        settings.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, h("bdi", {}, visible(String(value)))))),
+        settings.map(([name, value]) => h("div", {}, h("dt", {}, h("bdi", {}, visible(name.replaceAll("_", " ")))), h("dd", {}, h("bdi", {}, visible(told(value)))))),
         h("div", {}, h("dt", {}, "base"), h("dd", {}, h("bdi", {}, visible(one.base)))),
         h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, `base ${visible(one.base_hash.slice(0, 12))}, head ${visible(one.head_hash.slice(0, 12))}${one.adapter ? `, adapter ${visible(one.adapter)}` : ""}`))),
-        h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(`${one.dtype} on ${one.device}, quietstar ${one.version}`)))),
+        h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(computed(one))))),
       one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
     ),
     one.thoughts > 0 && statistics(one, Boolean(about.model)),
@@ -136,7 +147,7 @@ function head(run, about) {
       "p", { class: "links" },
       one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before it"),
       one.continued.map((id) => h("a", { href: href(["run", id]) }, "the answer behind it")),
-      h("a", { href: href(["thoughts"], { run: one.id }) }, "all its thoughts"),
+      h("a", { href: href(["thoughts"], { run: one.id, noise: "any" }) }, "all its thoughts"),
       comparing(one),
     ),
   );

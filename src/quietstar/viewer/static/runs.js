@@ -46,7 +46,7 @@ function line(run) {
       h("span", { class: "said" }, visible(run.text) || "(nothing said)"),
       h("span", { class: "facts" },
         h("code", {}, run.id), ` ${when(run.started)}  `, h("bdi", {}, visible(run.model)), `  ${count(run.thoughts, "thought")}`,
-        run.flips ? h("b", {}, ` ${count(run.flips, "change")}`) : null, run.phase === "reason" && " reasoning", run.reason === null && " unfinished",
+        run.flips ? h("b", {}, ` likeliest word changed ${count(run.flips, "time")}`) : null, run.flips && !Number.isFinite(run.noise_kl) ? " (noise floor not measured)" : null, run.phase === "reason" && " reasoning", run.reason === null && " unfinished",
         run.tags.map((tag) => h("span", { class: "tag" }, `#${visible(tag)}`))),
     ),
   );
@@ -69,7 +69,7 @@ export function paged(list, state, fetch, draw, nothing) {
       state.textContent = list.childElementCount ? "" : nothing();
     } catch (error) {
       more = false;
-      state.textContent = error.message;
+      fill(state, error.message);
     } finally {
       if (now === turn) busy = false;
     }

@@ -93,6 +93,7 @@ class Inside {
         ["run", "model", "trigger", "control"].every((name) => !query[name] || one[name] === query[name]) &&
         (!query.tag || this.#find(one.run).page.run.tags.includes(query.tag)) &&
         (!query.flipped || one.flipped === (query.flipped === "1")) &&
+        (query.noise === "any" || one.above_noise === null || one.above_noise === (query.noise !== "below")) &&
         BOUNDED.every((name) => within(one, name)),
     );
   }

@@ -1,9 +1,9 @@
 // Statistics over the thoughts of one run: what the record tells, and, once the model has measured it, the rest.
 
-import { count, fill, h, number } from "./dom.js";
+import { count, fill, h, number, small } from "./dom.js";
 import { source } from "./source.js";
 
-const LETTERS = "x: the word that was said; p0, pm, pt: its probability without the thought, with it, from it alone; T: the tokens of the thought. Intervals resample stretches of 16 thoughts.";
+const LETTERS = "x: the word that was said; p0, pm, pt: its probability without the thought, with it, from it alone; T: the tokens of the thought. Intervals resample stretches of 16 thoughts. ~: no more than the noise floor.";
 
 // A section that fetches its numbers when it is opened first. `live`: a model is there to measure.
 export function statistics(run, live) {
@@ -16,9 +16,10 @@ export function statistics(run, live) {
     fill(state, "The model measures; it thinks again with filler, borrowed and shortened thoughts…");
     try {
       for await (const frame of source.frames(`runs/${encodeURIComponent(run.id)}/measure`, {})) {
-        if (frame.kind === "statistics") draw(frame.data);
+        if (frame.kind !== "statistics") continue;
+        draw(frame.data);
+        fill(state, frame.data.told);
       }
-      fill(state);
     } catch (error) {
       button.disabled = false;
       tell(error);
@@ -49,7 +50,7 @@ function table(rows) {
     h("thead", {}, h("tr", {}, ["measure", "mean", "95 % interval", "unit", "thoughts", "what it is"].map((text) => h("th", { scope: "col" }, text)))),
     h("tbody", {}, rows.map((one) => h(
       "tr", {},
-      h("th", { scope: "row" }, one.label), h("td", { class: "n" }, number(one.mean, 4)), h("td", { class: "n" }, within(one)),
+      h("th", { scope: "row" }, one.label), h("td", { class: "n", title: one.floor === null ? null : `noise floor ${small(one.floor)}` }, `${one.within ? "~" : ""}${number(one.mean, 4)}`), h("td", { class: "n" }, within(one)),
       h("td", {}, one.unit), h("td", { class: "n" }, count(one.count, "thought").split(" ")[0]),
       h("td", { class: "formula", title: one.source }, one.formula),
     ))),

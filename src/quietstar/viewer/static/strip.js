@@ -1,8 +1,9 @@
-// The whole text as one strip: how strong the measure is along it, where the thought changed the word, where one is.
+// The whole text as one strip: the step of the measure along it, where the likeliest word changed, where one is.
 // Click or drag jumps; to the keyboard it is a slider over the places.
 
 import { set, svg } from "./dom.js";
-import { MEASURES, largest, share, valueOf } from "./record.js";
+import { MEASURES, stepOf } from "./record.js";
+import { STEPS } from "./scale.js";
 
 const WIDTH = 600;
 const HEIGHT = 32;
@@ -50,13 +51,12 @@ export class Strip {
   draw(measure) {
     const { run } = this;
     const { tokens } = run;
-    const most = largest(run, measure);
     const bins = Math.max(1, Math.min(300, tokens.length));
     const heights = new Array(bins).fill(0);
     let flips = "";
     tokens.forEach((token, n) => {
       const bin = Math.floor((n / tokens.length) * bins);
-      heights[bin] = Math.max(heights[bin], Math.abs(share(valueOf(run, token, measure), most, measure)));
+      heights[bin] = Math.max(heights[bin], stepOf(run, token, measure) / STEPS);
       if (run.thoughts.get(token.position - 1)?.flipped) flips += `M${this.#x(n)} ${HEIGHT}v-5`;
     });
     const wide = WIDTH / bins;

@@ -3,11 +3,12 @@
 
 import { href, stay } from "./address.js";
 import { choice, count, field, fill, h, number, quoted, svg, visible } from "./dom.js";
+import { ending } from "./record.js";
 import { paged } from "./runs.js";
 import { source } from "./source.js";
 
 const COLUMNS = [["kl", "KL", 4], ["weight", "w", 3], ["gain", "gain", 4], ["entropy", "entropy", 2], ["surprise", "surprise", 2]];
-const FILTERS = ["query", "run", "tag", "model", "trigger", "control", "flipped", ...COLUMNS.flatMap(([name]) => [`min_${name}`, `max_${name}`]), "order", "way"];
+const FILTERS = ["query", "run", "tag", "model", "trigger", "control", "flipped", "noise", ...COLUMNS.flatMap(([name]) => [`min_${name}`, `max_${name}`]), "order", "way"];
 
 export async function thoughtsPage({ query, about }) {
   document.title = "thoughts · quietstar";
@@ -54,6 +55,7 @@ export async function thoughtsPage({ query, about }) {
     "div", { class: "filters" },
     field("words", h("input", { type: "search", value: asked.query, placeholder: "in the thought", oninput: (event) => change("query", event.target.value) })),
     field("likeliest word", choice([["", "any"], ["1", "changed"], ["0", "not changed"]], asked.flipped, { onchange: (event) => change("flipped", event.target.value) })),
+    field("noise floor", choice([["", "above it, or not measured"], ["below", "below it"], ["any", "any"]], asked.noise, { onchange: (event) => change("noise", event.target.value) })),
     facet("model", "model"), facet("tag", "tag"), facet("trigger", "asked by"), facet("control", "in its place"),
     h("details", {}, h("summary", {}, "bounds"), h("div", { class: "filters" }, COLUMNS.map(([name, label]) => [bound(`min_${name}`, `${label} from`), bound(`max_${name}`, `to`)]))),
     asked.run && h("p", { class: "facts" }, "of run ", h("code", {}, asked.run), " ", h("a", { href: href(["thoughts"], { ...asked, run: "" }) }, "of all runs")),
@@ -70,8 +72,8 @@ export async function thoughtsPage({ query, about }) {
 function row(one) {
   const word = (text) => (text === null ? "–" : quoted(text));
   return h(
-    "tr", { class: one.flipped ? "flipped" : null },
-    h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(one.context).slice(-34) || "(start)"))),
+    "tr", { class: one.above_noise === false ? "noise" : one.flipped ? "flipped" : null, title: one.above_noise === false ? "below the noise floor: no change" : one.above_noise === null ? "noise floor not measured" : null },
+    h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(ending(one.context, 34)) || "(start)"))),
     h("td", {}, h("bdi", { class: "thought" }, visible(one.text)), one.samples > 1 && h("small", {}, ` +${one.samples - 1}`)),
     COLUMNS.map(([name, label, digits]) => h("td", { class: "n", "data-label": label }, number(one[name], digits))),
     h("td", { "data-label": "without" }, h("bdi", {}, word(one.base_token))),

@@ -1,0 +1,101 @@
+"""The noise floor: how far predictions move when the very same places are read again in another batch shape.
+
+Sums of other shapes are added up in another order, and in bf16 each result is rounded; a deep model makes visible
+differences of that. What a thought changes by less than that cannot be told from no change. Given thoughts are used,
+so that it costs four passes over few rows and no sampling, and is the same for every way to run the same text.
+Knows the model; knows nothing about events' places in a stream, or what is drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quietstar.model import ThinkingModel
+from quietstar.rows import Prefix, Rows
+from quietstar.sampling import kl_divergence, top
+from quietstar.scratchpad.trace import NoiseFloor
+
+PLACES = 8  # most places read twice
+_TEXT = 4  # tokens of the text that are read again before a place
+_TOP = 5  # likeliest tokens whose log-probabilities count
+
+
+def spread(lengths: list[int]) -> tuple[list[int], list[int]]:
+    """At most `PLACES` places, sequence and position of each, evenly over texts of so many tokens, their last ones too.
+
+    Where a text is long enough, `_TEXT` tokens stand behind its first token up to each place.
+    """
+    sequence: list[int] = []
+    position: list[int] = []
+    for b, length in enumerate(lengths[:PLACES]):
+        first, last = min(_TEXT, length - 1), length - 1
+        count = min(max(1, PLACES // len(lengths)), last - first + 1)
+        found = {last - (last - first) * n // max(1, count - 1) for n in range(count)} if length else set()
+        position += sorted(found)
+        sequence += [b] * len(found)
+    return sequence, position
+
+
+@torch.no_grad()
+def measure(
+    model: ThinkingModel,
+    prefix: Prefix,
+    places: tuple[list[int], list[int]],
+    ids: Tensor,
+    hidden: Tensor,
+    length: int,
+    weight: float | None = None,
+) -> NoiseFloor:
+    """Read places twice, with the tokens before each as its thought, and tell the largest differences.
+
+    Args:
+        prefix: the visible text, read. places: which, as `spread` gives them.
+        ids: (B, N) its tokens. hidden: (B, N, E) their hidden states as they were read.
+        length: T, tokens of a thought. weight: w in place of the mixing head's.
+    """
+    sequence_Q, position_Q = (torch.tensor(column, device=ids.device) for column in places)
+    base_QE = hidden[sequence_Q, position_Q]
+    count = len(sequence_Q)
+    before_QT = position_Q[:, None] + torch.arange(1 - length, 1, device=ids.device)
+    tokens_QT = ids[sequence_Q[:, None], before_QT.clamp_min(0)]
+    thought_QE = Rows(prefix, sequence_Q, position_Q + 1).extend(model.wrapped(tokens_QT))[:, -1]
+    again_QE, thought_again_QE = _again(model, prefix, sequence_Q, position_Q, ids, tokens_QT)
+    one, other = (
+        _predictions(model, base, after, weight, position_Q)
+        for base, after in ((base_QE, thought_QE), (again_QE, thought_again_QE))
+    )
+    changes = []
+    for before, after in zip(one[:3], other[:3], strict=True):
+        values, index = top(before, _TOP)
+        seen = values > -torch.inf
+        changes.append((values - after.gather(-1, index))[seen].abs())
+    return NoiseFloor(
+        places=count, kl=float((kl_divergence(one[1], one[0]) - kl_divergence(other[1], other[0])).abs().max()),
+        logprob=float(torch.cat(changes).max()), weight=float((one[3] - other[3]).abs().max()),
+    )  # fmt: skip
+
+
+def _again(
+    model: ThinkingModel, prefix: Prefix, sequence: Tensor, position: Tensor, ids: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden states (Q, E) at the places and at the end of their thoughts, read in other pieces.
+
+    The last tokens of the text are read again for each place, behind what stands before them, and the thought behind
+    them in two passes.
+    """
+    seen = min(_TEXT, int(position.min()) + 1)
+    rows = Rows(prefix, sequence, position + 1 - seen, capacity=seen + tokens.shape[1] + 2)
+    text_QS = position[:, None] + torch.arange(1 - seen, 1, device=ids.device)
+    base_QE = rows.extend(model.embed(ids[sequence[:, None], text_QS]))[:, -1]
+    wrapped_QLE = model.wrapped(tokens)
+    rows.extend(wrapped_QLE[:, :1])
+    return base_QE, rows.extend(wrapped_QLE[:, 1:])[:, -1]
+
+
+def _predictions(
+    model: ThinkingModel, base: Tensor, thought: Tensor, weight: float | None, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    products_QV = model.products(base, position)
+    w_Q, mixed_QV, only_QV = model.predict(base, thought, weight, products_QV, position)
+    return model.logprobs(products_QV), mixed_QV, only_QV, w_Q
