@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1024  # rows of the weights that are fp32 at once; few enough to stay in the cache
+_BLOCK = 512  # rows of the weights that are fp32 at once; few enough to stay in the cache
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,7 +32,7 @@ def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     out = wide.new_empty(len(hidden), len(weight))
     for start in range(0, len(weight), _BLOCK):
         part = slice(start, start + _BLOCK)
-        out[:, part] = wide @ weight[part].float().t()
+        torch.mm(wide, weight[part].float().t(), out=out[:, part])
     return out
 
 

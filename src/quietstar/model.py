@@ -314,7 +314,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         self, hidden: Tensor, uniform: Tensor | None, temperature: float, position: Tensor
     ) -> tuple[Tensor, Tensor]:
         parts = []
-        for r in chunks(hidden.shape[0], 2 * UNEMBED_ROWS):  # one product ...
+        for r in chunks(hidden.shape[0], 4 * UNEMBED_ROWS):  # one product ...
             products_RV = self.products(hidden[r], position[r])
             uniform_R = None if uniform is None else uniform[r]
             for q in chunks(products_RV.shape[0], UNEMBED_ROWS):  # ... and the rest in smaller parts
@@ -342,6 +342,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         thought_hidden: Tensor,
         weight: float | None = None,
         base_products: Tensor | None = None,
+        only_products: Tensor | None = None,
         position: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What R thoughts make of the next token, in fp32.
@@ -351,7 +352,8 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
         Args:
             base_hidden: (R, E). thought_hidden: (R, E) at the end marker. weight: w to use in place of the head's.
-            base_products: (R, V) of `base_hidden`, where they are known. position: (R,) where, for messages.
+            base_products, only_products: (R, V) of the two states, where they are known.
+            position: (R,) where, for messages.
 
         Returns:
             w (R,), mixed log-probabilities (R, V), log-probabilities from the thought alone (R, V).
@@ -363,7 +365,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             w_R = torch.full(base_hidden.shape[:1], float(weight), device=base_hidden.device)
         if base_products is None:
             base_products = self.products(base_hidden, position)
-        only_RV = self.products(thought_hidden, position)
+        only_RV = self.products(thought_hidden, position) if only_products is None else only_products
         if families.quantized(self.decoder_lm):
             mixed_RV = self.products(mix(base_hidden, thought_hidden, w_R), position)
         else:

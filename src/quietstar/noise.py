@@ -61,18 +61,21 @@ def measure(
     tokens_QT = ids[sequence_Q[:, None], before_QT.clamp_min(0)]
     thought_QE = Rows(prefix, sequence_Q, position_Q + 1).extend(model.wrapped(tokens_QT))[:, -1]
     again_QE, thought_again_QE = _again(model, prefix, sequence_Q, position_Q, ids, tokens_QT)
-    one, other = (
-        _predictions(model, base, after, weight, position_Q)
-        for base, after in ((base_QE, thought_QE), (again_QE, thought_again_QE))
-    )
+    states = [base_QE, thought_QE, again_QE, thought_again_QE]
+    products = model.products(torch.cat(states), position_Q.repeat(4)).split(count)
+    readings = []
+    for n in (0, 2):
+        w_Q, mixed_QV, only_QV = model.predict(states[n], states[n + 1], weight, products[n], products[n + 1])
+        readings.append((w_Q, model.logprobs(products[n]), mixed_QV, only_QV))
+    one, other = readings
     changes = []
-    for before, after in zip(one[:3], other[:3], strict=True):
+    for before, after in zip(one[1:], other[1:], strict=True):
         values, index = top(before, _TOP)
         seen = values > -torch.inf
         changes.append((values - after.gather(-1, index))[seen].abs())
     return NoiseFloor(
-        places=count, kl=float((kl_divergence(one[1], one[0]) - kl_divergence(other[1], other[0])).abs().max()),
-        logprob=float(torch.cat(changes).max()), weight=float((one[3] - other[3]).abs().max()),
+        places=count, kl=float((kl_divergence(one[2], one[1]) - kl_divergence(other[2], other[1])).abs().max()),
+        logprob=float(torch.cat(changes).max()), weight=float((one[0] - other[0]).abs().max()),
     )  # fmt: skip
 
 
@@ -91,11 +94,3 @@ def _again(
     wrapped_QLE = model.wrapped(tokens)
     rows.extend(wrapped_QLE[:, :1])
     return base_QE, rows.extend(wrapped_QLE[:, 1:])[:, -1]
-
-
-def _predictions(
-    model: ThinkingModel, base: Tensor, thought: Tensor, weight: float | None, position: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    products_QV = model.products(base, position)
-    w_Q, mixed_QV, only_QV = model.predict(base, thought, weight, products_QV, position)
-    return model.logprobs(products_QV), mixed_QV, only_QV, w_Q

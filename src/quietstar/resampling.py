@@ -125,7 +125,9 @@ def resample_ids(
     for r in chunks(n, UNEMBED_ROWS):
         base_RE = hidden.expand(len(thought.hidden[r]), -1)
         products_RV = products_1V.expand(len(base_RE), -1)
-        w_R, mixed_RV, only_RV = model.predict(base_RE, thought.hidden[r], thinker.weight, products_RV, position_1)
+        w_R, mixed_RV, only_RV = model.predict(
+            base_RE, thought.hidden[r], thinker.weight, products_RV, position=position_1
+        )
         parts.append(
             (
                 w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)),

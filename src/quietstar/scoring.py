@@ -317,7 +317,9 @@ class _Table:
         b, i = place.sequence[first], place.position[first]
         target_Q = self.ids[b, i + 1]
         base_QE = self.base[b, i]
-        products_QV = model.products(base_QE, i)
+        states = [base_QE] if hidden_RE is None else [base_QE, hidden_RE]  # one product: the weights are read once
+        where_S = i if hidden_RE is None else torch.cat([i, place.position])
+        products_QV, *others = model.products(torch.cat(states), where_S).split([len(part) for part in states])
         base_QV = model.logprobs(products_QV)
         self.base_logprobs[b, i] = base_QV.gather(-1, target_Q[:, None])[:, 0]
         self.entropy[b, i] = entropy(base_QV)
@@ -327,7 +329,7 @@ class _Table:
             return
         if p > 1:
             base_QE, products_QV = base_QE.repeat_interleave(p, 0), products_QV.repeat_interleave(p, 0)
-        w_R, mixed_RV, only_RV = model.predict(base_QE, hidden_RE, weight, products_QV, place.position)
+        w_R, mixed_RV, only_RV = model.predict(base_QE, hidden_RE, weight, products_QV, others[0], place.position)
         target_R1 = target_Q.repeat_interleave(p)[:, None]
         where = (place.sequence, place.position, place.sample)
         self.weight[where] = w_R

@@ -146,7 +146,8 @@ class Thinker:
             r = slice(m.start * self.samples, m.stop * self.samples)
             w_R, mixed_RV, only_RV = self.model.predict(
                 base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight,
-                products_MV[m].repeat_interleave(self.samples, 0), position_M[m].repeat_interleave(self.samples),
+                products_MV[m].repeat_interleave(self.samples, 0),
+                position=position_M[m].repeat_interleave(self.samples),
             )  # fmt: skip
             for n in chunks(len(w_R), self.samples):
                 yield Prediction(w_R[n], mixed_RV[n], only_RV[n])
