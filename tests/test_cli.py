@@ -63,7 +63,7 @@ def test_all_quiet_live_and_json(run, folder):
     base = ("think", QUESTION, "--model", folder, "-n", "6", "-t", "2", "--seed", "1")
     quiet = run(*base, "-q")[1]
     events = [json.loads(line) for line in run(*base, "--json")[1].splitlines()]
-    assert [e["event"] for e in events] == ["start"] + ["thought", "token"] * 6 + ["end"]
+    assert [e["event"] for e in events] == ["start", "noise"] + ["thought", "token"] * 6 + ["end"]
     assert quiet == events[-1]["text"] + "\n" and "·" not in quiet
     assert sum("KL" in line for line in run(*base, "--all")[1].splitlines()) == 6
     live = run(*base, "--live")[1]
@@ -256,7 +256,7 @@ def test_ctrl_c_inside_a_line_waits_for_its_end(folder, monkeypatch):
         cli.main()
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert left.value.code == 130
-    assert [e["event"] for e in events] == ["start", "thought", "end"] and events[-1]["thoughts"] == 1
+    assert [e["event"] for e in events] == ["start", "noise", "thought", "end"] and events[-1]["thoughts"] == 1
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -112,11 +112,11 @@ def test_a_prompt_that_is_no_plain_utf8_is_told(run, folder, monkeypatch, given,
         assert code == 0 and json.loads(again.splitlines()[0])["prompts"] == [prompt] and note in err
 
 
-def test_options_that_are_no_utf8_are_told(run, folder):
+def test_options_that_are_no_utf8_are_refused(run, folder):
     code, _, err = run("think", "the fox", "--model", folder, "-n", "1", "-t", "1", "-q", "--stop", "x\udce9")
-    assert code == 0 and "note: --stop is not UTF-8 in 1 place, read as U+FFFD" in err
+    assert code == 2 and "--stop must be UTF-8 text" in err
     code, _, err = run("think", "the fox", "--model", folder, "-n", "1", "-t", "1", "-q", "--system", "\ud800x")
-    assert code == 0 and "note: --system is not UTF-8" in err
+    assert code == 2 and "--system must be UTF-8 text" in err
 
 
 def test_training_without_evaluation_and_repeated_documents_are_told(tmp_path):

@@ -344,7 +344,7 @@ def test_banned_tokens_are_no_error():
 
 def test_no_double_is_made_on_a_device():
     """Every tensor that leaves the CPU, and every one made of such, has at most four bytes a number."""
-    wide = re.compile(r"\.double\(|float64")
+    wide = re.compile(r"\.double\(|dtype=torch\.float64|\.to\(torch\.float64")
     for path in sorted(SOURCE.rglob("*.py")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             code = line.split("#")[0]

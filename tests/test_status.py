@@ -91,7 +91,7 @@ def test_ctrl_c_while_thinking_keeps_the_run(run, folder, monkeypatch):
 
     def interrupted(self, *arguments, **options):
         for number, event in enumerate(stream(self, *arguments, **options)):
-            if number == 3:
+            if number == 4:  # behind start, noise, a thought and its token
                 raise KeyboardInterrupt
             yield event
 

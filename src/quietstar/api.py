@@ -281,6 +281,7 @@ class QuietStar(ThinkingModel):
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         return self.check_ids(ids)
 
+    @checked
     def check_ids(self, ids: list[int]) -> list[int]:
         """`ids` as they are, where the base model has embeddings for all; the tokenizer may have tokens beyond them."""
         rows = self.decoder_lm.get_input_embeddings().weight.shape[0]

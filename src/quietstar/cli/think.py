@@ -89,10 +89,6 @@ def think(
     if show < 0:
         raise QuietStarError(f"--show must be at least 0, got {show}")
     prompt = _prompt(prompt)
-    system = options.argument(system, "--system")
-    reason_prompt = options.argument(reason_prompt, "--reason-prompt")
-    answer_prompt = options.argument(answer_prompt, "--answer-prompt")
-    stop = [options.argument(text, "--stop") for text in stop or ()]
     recorder = recording.start(db, no_record)
 
     from quietstar.generation import GenerationSettings
@@ -100,7 +96,7 @@ def think(
     settings = GenerationSettings(
         thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
         top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
-        stop=tuple(stop), mixing_weight=mixing_weight, speculate=speculate,
+        stop=tuple(stop or ()), mixing_weight=mixing_weight, speculate=speculate,
     )  # fmt: skip
     status = Status(quiet or as_json)
     with status:

@@ -51,6 +51,7 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
         )
 
 
+@checked
 def here(model: QuietStar) -> computed.By:
     """What computes here, as `scratchpad.computed.by` tells it of a run."""
     of = {name: version for name, version in versions().items() if name not in ("python", "quietstar")}
@@ -58,6 +59,7 @@ def here(model: QuietStar) -> computed.By:
     return {"dtype": dtype, "device": str(model.device), "quietstar": versions()["quietstar"]} | of
 
 
+@checked
 def check_computed(model: QuietStar, trace: Trace) -> str:
     """Refuse to measure in another precision or on another device; what else differs is told, "" for nothing.
 

@@ -287,6 +287,7 @@ def area_over(same: Sequence[float]) -> float:
     return 1.0 - sum((a + b) / 2 for a, b in pairwise(same)) / (len(same) - 1)
 
 
+@checked
 def floor_of(measure: str, noises: Iterable[NoiseFloor | None]) -> float | None:
     """The largest noise floor of some runs in a measure's unit; None where it has none, or a run has none recorded."""
     every = list(noises)
