@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from quietstar import QuietStar, Store
+from quietstar.evals import statistics
 from quietstar.evals import thoughts as measuring
-from quietstar.intervals import bootstrap
-from quietstar.scratchpad import statistics
-from quietstar.scratchpad.trace import Trace
+from quietstar.evals.intervals import bootstrap
+from quietstar.events import Trace
 
 
 @dataclass

@@ -64,9 +64,9 @@ def tables() -> str:
     """The tables and columns of the record, from a real file and the comments in its own definition."""
     import tempfile
 
-    from quietstar.scratchpad.schema import MIGRATIONS
-    from quietstar.scratchpad.schema import TABLES as NAMES
-    from quietstar.scratchpad.store import Store
+    from quietstar.record.schema import MIGRATIONS
+    from quietstar.record.schema import TABLES as NAMES
+    from quietstar.record.store import Store
 
     parts = []
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "record.db") as store:
@@ -88,7 +88,7 @@ def record(page: str) -> str:
 
 def measures(page: str) -> str:
     """The page of statistics with its table written anew."""
-    from quietstar.scratchpad.statistics import MEASURES as REGISTRY
+    from quietstar.evals.statistics import MEASURES as REGISTRY
 
     before, _, rest = page.partition(MEASURES[0])
     rows = [

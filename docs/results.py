@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quietstar.documents import read
+from quietstar.documents.reading import read
+from quietstar.evals.intervals import Interval
 from quietstar.evals.losses import against
-from quietstar.intervals import Interval
 
 PLACE, DOCUMENTS = 40, 10
 

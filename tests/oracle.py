@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quietstar.sampling import THOUGHT, uniforms
+from quietstar.engine.sampling import THOUGHT, uniforms
 
 
 class Oracle:

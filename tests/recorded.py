@@ -6,7 +6,7 @@ import random
 
 from hypothesis import strategies as st
 
-from quietstar.scratchpad.trace import (
+from quietstar.events import (
     Choice,
     End,
     Identity,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzzing import fuzz
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from quietstar.viewer.guard import Guard
 from recorded import trace
 from served import serving

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 import quietstar
 from fuzzing import fuzz
 from quietstar import GenerationSettings, QuietStar, QuietStarError, Trace
-from quietstar.documents import Document
+from quietstar.documents.reading import Document
 from quietstar.errors import WrongType
-from quietstar.interventions import Control
-from quietstar.scratchpad.store import Store
-from quietstar.triggers import Trigger
+from quietstar.inference.controls import Control
+from quietstar.inference.triggers import Trigger
+from quietstar.record.store import Store
 from recorded import trace as recorded
 
 MODULES = [
-    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.scratchpad.statistics", "quietstar.scratchpad.overview",
-    "quietstar.scratchpad.exchange", "quietstar.scratchpad.recorder", "quietstar.viewer.export", "quietstar.intervals",
+    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.evals.statistics", "quietstar.record.overview",
+    "quietstar.record.exchange", "quietstar.record.recorder", "quietstar.viewer.export", "quietstar.evals.intervals",
     "quietstar.training.recipe",
 ]  # fmt: skip
 WRONG = [
@@ -82,7 +82,7 @@ ENTRIES = entries()
 @pytest.fixture
 def world(tiny, folder, own_record, tmp_path, monkeypatch):
     """An object of each class to call methods of, and usable values for parameters by their names."""
-    from quietstar import checkpoints
+    from quietstar.loading import checkpoints
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "_offline", lambda: True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from quietstar import QuietStarError
+from quietstar.bench import engine as bench
+from quietstar.bench import generate as bench_generate
 from quietstar.cli import main as cli
-from quietstar.evals import bench, bench_generate
 
 
 def test_all_figures_are_there(tiny, tiny_folder):

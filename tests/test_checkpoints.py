@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import trained
-from quietstar import QuietStar, QuietStarError, checkpoints
+from quietstar import QuietStar, QuietStarError
+from quietstar.loading import checkpoints
 
 GOLDEN = Path(__file__).parent / "golden" / "infer-greedy"
 

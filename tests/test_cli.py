@@ -146,7 +146,7 @@ def test_untrained_thoughts_are_called_untrained(run, tiny_folder):
     ],
 )
 def test_slips_are_one_line_and_code_2(run, folder, monkeypatch, arguments, says):
-    from quietstar import checkpoints
+    from quietstar.loading import checkpoints
 
     monkeypatch.setattr(checkpoints, "_offline", lambda: True)
     if "--model" not in arguments and arguments[0] in ("think", "bench", "score"):

@@ -8,7 +8,7 @@ import pytest
 
 import quietstar.training.trainer  # noqa: F401  warnings of its libraries come here
 from quietstar import QuietStar
-from quietstar.documents import Rules, read
+from quietstar.documents.reading import Rules, read
 from quietstar.training import data
 
 ALPACA = [{"instruction": f"Say it {n} times.", "input": "", "output": "It. " * n} for n in range(1, 4)]

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from recorded import trace
 from test_cli import QUESTION
 from test_store import intervention
@@ -93,8 +93,8 @@ def test_a_record_that_cannot_be_used_costs_no_answer(run, folder, own_record, k
 
 
 def test_a_locked_record_costs_no_answer(run, folder, own_record, monkeypatch):
-    monkeypatch.setattr("quietstar.scratchpad.schema.BUSY_SECONDS", 0.05)
-    monkeypatch.setattr("quietstar.scratchpad.recorder._IMPATIENT", 0.01)
+    monkeypatch.setattr("quietstar.record.schema.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("quietstar.record.recorder._IMPATIENT", 0.01)
     expected = run(*THINK, "--model", folder, "-q")[1]
     other = sqlite3.connect(own_record, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

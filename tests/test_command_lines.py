@@ -72,10 +72,12 @@ def lines(draw):
 @pytest.fixture
 def place(folder, own_record, tmp_path, monkeypatch):
     """A folder of its own to work in, with a text and a run in the record, and nothing heavy or endless."""
-    from quietstar import checkpoints
+    from quietstar.bench import engine as bench
+    from quietstar.bench import generate as bench_generate
+    from quietstar.bench import train as bench_train
     from quietstar.cli import train
-    from quietstar.evals import bench, bench_generate, bench_train
-    from quietstar.scratchpad.store import Store
+    from quietstar.loading import checkpoints
+    from quietstar.record.store import Store
     from quietstar.viewer import serving
 
     (tmp_path / "text.txt").write_text("the quick brown fox thinks")

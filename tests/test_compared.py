@@ -13,10 +13,10 @@ from conftest import trained
 from fuzzing import fuzz
 from quietstar import QuietStar, QuietStarError
 from quietstar.evals import thoughts as measuring
-from quietstar.scratchpad import computed
-from quietstar.scratchpad.compared import Compared, changed
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Choice
+from quietstar.events import Choice
+from quietstar.record import computed
+from quietstar.record.compared import Compared, changed
+from quietstar.record.store import Store
 from served import serving
 
 OPTIONS = dict(max_new_tokens=8, thought_length=3, stop_ids=[])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz
 from quietstar import QuietStarError
-from quietstar.scratchpad import exchange, overview
-from quietstar.scratchpad.store import Store
+from quietstar.record import exchange, overview
+from quietstar.record.store import Store
 from quietstar.viewer import pages
 from recorded import trace
 

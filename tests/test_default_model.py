@@ -10,8 +10,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from quietstar import QuietStar, QuietStarError, default_model
-from quietstar.rows import ordinary
+from quietstar import QuietStar, QuietStarError
+from quietstar.engine.rows import ordinary
+from quietstar.loading import default_model
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def test_the_merged_model_says_what_base_and_adapter_say(model):
 
 @pytest.mark.model
 def test_the_hash_of_the_first_version_is_still_known():
-    from quietstar.identity import fingerprint_1
+    from quietstar.engine.identity import fingerprint_1
 
     written = json.loads((default_model.thoughts_folder() / "config.json").read_text())["base_hash"]
     assert fingerprint_1(QuietStar.from_pretrained("smollm2-135m-instruct", dtype="float32").decoder_lm) == written

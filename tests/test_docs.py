@@ -36,7 +36,7 @@ def test_the_page_of_the_record_has_the_real_tables():
 
 
 def test_the_example_of_the_record_runs(own_record, tmp_path, monkeypatch, capsys):
-    from quietstar.scratchpad.store import Store
+    from quietstar.record.store import Store
     from recorded import trace
 
     with Store.open() as store:

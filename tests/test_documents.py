@@ -12,9 +12,10 @@ import threading
 
 import pytest
 
-from quietstar import QuietStarError, datafiles
-from quietstar.datafiles import decode
-from quietstar.documents import Document, Rules, read
+from quietstar import QuietStarError
+from quietstar.documents import files as datafiles
+from quietstar.documents.files import decode
+from quietstar.documents.reading import Document, Rules, read
 
 ROWS = [{"text": "one, two", "license": "MIT", "n": 1}, {"text": 'say "three"\nfour', "license": "GPL", "n": 2},
         {"text": "five", "license": "MIT", "n": 3}]  # fmt: skip
@@ -304,7 +305,7 @@ def test_pipes_are_read_as_they_come(tmp_path):
 
 
 def test_standard_input_is_a_file_too():
-    program = "from quietstar.documents import read; print([d.text for d in read(['-']).documents])"
+    program = "from quietstar.documents.reading import read; print([d.text for d in read(['-']).documents])"
     done = subprocess.run(
         [sys.executable, "-c", program], input=FORMS["b.json"].encode(), capture_output=True, check=True
     )

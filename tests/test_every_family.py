@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from oracle import Oracle
 from quietstar import QuietStar, QuietStarError
-from quietstar.rows import _configs
+from quietstar.engine.rows import _configs
 
 TEXT = list(range(3, 15))
 SMALL = dict(

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar import QuietStarError
-from quietstar.scratchpad import exchange, schema
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Trace
+from quietstar.events import Trace
+from quietstar.record import exchange, schema
+from quietstar.record.store import Store
 from recorded import start, thought, token, trace, traces
 from test_store import HOSTILE, intervention
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from oracle import Oracle
-from quietstar import QuietStar, UnsupportedModel, families
+from quietstar import QuietStar, UnsupportedModel
+from quietstar.engine import families
 from tiny import FAMILIES, VOCABULARY, bare, thinking
 
 TEXT = torch.randint(2, VOCABULARY, (2, 14), generator=torch.Generator().manual_seed(5))

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from conftest import trained
-from quietstar import QuietStar, QuietStarError, checkpoints, folders
-from quietstar.folders import replacing
+from quietstar import QuietStar, QuietStarError
+from quietstar.loading import checkpoints, folders
+from quietstar.loading.folders import replacing
 
 _WRITER = """
 import sys
 from pathlib import Path
-from quietstar.folders import replacing
+from quietstar.loading.folders import replacing
 with replacing(Path(sys.argv[1]), ("old", "both")) as aside:
     (aside / "new").mkdir()
     (aside / "new" / "file").write_text("2")

@@ -11,9 +11,9 @@ from tokenizers import processors
 
 from fuzzing import fuzz
 from quietstar import QuietStar, QuietStarError
-from quietstar.documents import Document
+from quietstar.documents.framing import frame, pack, windows
+from quietstar.documents.reading import Document
 from quietstar.evals.losses import evaluate
-from quietstar.framing import frame, pack, windows
 from quietstar.training import data
 
 

@@ -8,8 +8,8 @@ import torch
 
 from conftest import TEMPLATE
 from quietstar import GenerationSettings, QuietStar, QuietStarError
-from quietstar.sampling import THOUGHT, uniforms
-from quietstar.scratchpad.trace import End, Start, ThoughtEvent, TokenEvent
+from quietstar.engine.sampling import THOUGHT, uniforms
+from quietstar.events import End, Start, ThoughtEvent, TokenEvent
 
 PROMPTS = ["the quick brown", "it goes", "thinks before it speaks and"]
 

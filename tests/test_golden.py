@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from quietstar import QuietStar
-from quietstar.mixing import mix
-from quietstar.model import Place, QuietStarConfig
-from quietstar.objective import ObjectiveConfig, objective
+from quietstar.engine.mixing import mix
+from quietstar.engine.model import Place, QuietStarConfig
+from quietstar.training.objective import ObjectiveConfig, objective
 from quietstar.training.step import StepConfig, training_loss
 
 FOLDER = Path(os.environ.get("QUIETSTAR_GOLDEN", Path(__file__).parent / "golden"))

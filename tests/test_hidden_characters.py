@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz
 from quietstar.cli import main as cli
-from quietstar.scratchpad.entries import Intervention
-from quietstar.scratchpad.store import Store
+from quietstar.record.entries import Intervention
+from quietstar.record.store import Store
 from quietstar.text import visible
 from quietstar.viewer import files
 from recorded import start, thought, trace, traces

@@ -5,7 +5,7 @@ import torch
 
 from conftest import trained
 from quietstar import QuietStar
-from quietstar.identity import digest, fingerprint, identify, versions
+from quietstar.engine.identity import digest, fingerprint, identify, versions
 
 
 def test_the_base_is_the_same_in_another_precision_that_holds_it(tiny_folder):

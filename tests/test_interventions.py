@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar import QuietStarError
-from quietstar.interventions import Control, donor_positions, shuffled, truncated
+from quietstar.inference.controls import Control, donor_positions, shuffled, truncated
 
 
 @given(st.integers(2, 300), st.integers(0, 1000))

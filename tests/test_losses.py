@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from quietstar import QuietStarError
-from quietstar.documents import Document
+from quietstar.documents.reading import Document
 from quietstar.evals import losses
+from quietstar.evals.intervals import bootstrap
 from quietstar.evals.losses import Interrupted, effects_of, evaluate
-from quietstar.intervals import bootstrap
 
 
 def test_totals_are_means_over_the_tokens_of_score(tiny):

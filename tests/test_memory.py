@@ -2,7 +2,8 @@
 
 import pytest
 
-from quietstar import QuietStarError, memory
+from quietstar import QuietStarError
+from quietstar.engine import memory
 
 
 def test_the_line_says_need_have_and_what_to_change(tiny, monkeypatch):

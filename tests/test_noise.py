@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from quietstar import QuietStar, QuietStarError, families
-from quietstar.exact import linear
-from quietstar.mixing import mix
-from quietstar.sampling import best, distribution, flipped, nucleus, race, top
-from quietstar.scratchpad.trace import NoiseFloor, Trace
+from quietstar import QuietStar, QuietStarError
+from quietstar.engine import families
+from quietstar.engine.exact import linear
+from quietstar.engine.mixing import mix
+from quietstar.engine.sampling import best, distribution, flipped, nucleus, race, top
+from quietstar.events import NoiseFloor, Trace
 from tiny import thinking
 
 SOURCE = Path(__file__).parent.parent / "src" / "quietstar"
@@ -51,7 +52,7 @@ def test_predictions_are_those_of_double_precision_from_the_same_states(family, 
     prefix, base = model.read(torch.tensor([IDS]))
     for i in range(len(IDS) - 1):
         place = torch.tensor([0]), torch.tensor([i])
-        from quietstar.model import Place
+        from quietstar.engine.model import Place
 
         thought = model.think(prefix, Place(*place, torch.tensor([0])), length=3, tokens=score.thoughts[0, i])
         w, mixed, only = model.predict(base[:, i], thought.hidden)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from quietstar.scratchpad import statistics
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import End, NoiseFloor, Trace
+from quietstar.evals import statistics
+from quietstar.events import End, NoiseFloor, Trace
+from quietstar.record.store import Store
 from quietstar.viewer import export, pages
 from recorded import start, thought, token, trace
 

@@ -11,8 +11,8 @@ import re
 import pytest
 
 from browsing import AXE, SIZES, picture
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Choice, End, Sample, Trace
+from quietstar.events import Choice, End, Sample, Trace
+from quietstar.record.store import Store
 from quietstar.viewer import export
 from recorded import garbled, start, thought, token, trace
 from served import serving, until
@@ -268,7 +268,7 @@ def test_thoughts_are_sorted_by_gain_and_what_is_unknown_comes_last(store, visit
 
 
 def test_statistics_of_a_run_are_shown_and_completed_by_the_model(store, tiny, tmp_path, visit):
-    from quietstar.scratchpad import statistics
+    from quietstar.evals import statistics
 
     recorder = store.recorder()
     for _ in recorder.record(tiny.stream("the quick fox", max_new_tokens=8, thought_length=3, stop_ids=[])):
@@ -489,7 +489,7 @@ def test_whatever_was_said_is_text(store, visit):
 
 
 def test_an_imported_file_is_text_too(store, tmp_path, visit):
-    from quietstar.scratchpad import exchange
+    from quietstar.record import exchange
 
     with Store.open(tmp_path / "other.db") as other:
         run = hostile(other)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from browsing import picture
-from quietstar.scratchpad import scale
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Choice
+from quietstar.events import Choice
+from quietstar.record import scale
+from quietstar.record.store import Store
 from quietstar.viewer import export
 from recorded import trace
 from served import serving, until

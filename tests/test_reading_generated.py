@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz
 from quietstar import QuietStarError
-from quietstar.documents import Rules, read
+from quietstar.documents.reading import Rules, read
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz
 from quietstar import QuietStarError
-from quietstar.scratchpad import exchange, schema
-from quietstar.scratchpad.store import Store
+from quietstar.record import exchange, schema
+from quietstar.record.store import Store
 from quietstar.viewer import live, serving
 from recorded import trace
 from served import serving as served_by

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.scratchpad import schema
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import End, Trace
+from quietstar.events import End, Trace
+from quietstar.record import schema
+from quietstar.record.store import Store
 from recorded import start, thought, token, trace
 
 HERE = Path(__file__).parent
 
 WRITER = """
 import sys
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from recorded import start, thought, token
 
 def events(count):
@@ -152,7 +152,7 @@ def test_several_processes_write_at_once(tmp_path):
 
 
 def test_a_passing_lock_leaves_no_hole(store, monkeypatch):
-    monkeypatch.setattr("quietstar.scratchpad.recorder._IMPATIENT", 0.01)
+    monkeypatch.setattr("quietstar.record.recorder._IMPATIENT", 0.01)
     made, recorder = trace(), store.recorder()
     events = list(made.events)
     for event in events[:3]:

@@ -308,7 +308,7 @@ def test_wrong_options_are_one_line(tiny_folder, options, says):
 
 @pytest.mark.parametrize("name", ["x" * 300, "a/b/c", "~nobody/x", "", "..", "a\0b", "/dev/null", "x.gguf"])
 def test_odd_names_are_one_line(name, monkeypatch):
-    monkeypatch.setattr("quietstar.checkpoints._offline", lambda: True)
+    monkeypatch.setattr("quietstar.loading.checkpoints._offline", lambda: True)
     refused(lambda: QuietStar.from_pretrained(name), ".")
 
 

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from conftest import trained
 from fuzzing import fuzz
 from quietstar import QuietStar, QuietStarError
-from quietstar.adapters import plain_modules, plain_tensors
-from quietstar.checkpoints import check_can_save, refill
-from quietstar.identity import identify
-from quietstar.origin import generation_text, is_tied
+from quietstar.engine.adapters import plain_modules, plain_tensors
+from quietstar.engine.identity import identify
+from quietstar.loading.checkpoints import check_can_save, refill
+from quietstar.loading.origin import generation_text, is_tied
 from quietstar.training import recipe as recipes
 from quietstar.training.trainer import ThoughtTrainer
 from tiny import FAMILIES, thinking
@@ -260,7 +260,7 @@ def test_another_precision_is_not_another_version(tiny_folder, tmp_path, recwarn
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_folder_with_a_hash_of_the_first_version(tiny, tmp_path, recwarn, right):
-    from quietstar.identity import fingerprint_1
+    from quietstar.engine.identity import fingerprint_1
 
     tiny.save_pretrained(tmp_path / "saved")
     file = tmp_path / "saved" / "config.json"

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import trained
 from quietstar import QuietStar, QuietStarError, UnsupportedModel
-from quietstar.adapters import VERIFIED, carried, own_tensors, plain_tensors
-from quietstar.checkpoints import check_can_save, refill
-from quietstar.identity import identify
+from quietstar.engine.adapters import VERIFIED, carried, own_tensors, plain_tensors
+from quietstar.engine.identity import identify
+from quietstar.loading.checkpoints import check_can_save, refill
 from test_roundtrip import comes_back, lora, same, shown
 
 peft = pytest.importorskip("peft")
@@ -218,7 +218,7 @@ def test_types_that_were_not_tried_are_refused_when_saved(tiny_folder, tmp_path)
 @pytest.mark.parametrize("name", ["default", "smollm2-135m-instruct"])
 def test_the_base_an_adapter_names_is_one_a_stranger_can_load(tiny, tiny_folder, tmp_path, monkeypatch, name):
     """On the default model the name is clear, the README has the commands, and neither knows this machine's folders."""
-    from quietstar import default_model
+    from quietstar.loading import default_model
 
     tiny.save_pretrained(tmp_path / "thinking", save_base=True)
     monkeypatch.setattr(default_model, "thinking_folder", lambda: tmp_path / "thinking")

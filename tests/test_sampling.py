@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from quietstar.sampling import choose, clocks, distribution, entropy, kl_divergence, nucleus, pick, race, uniforms
+from quietstar.engine.sampling import (
+    choose,
+    clocks,
+    distribution,
+    entropy,
+    kl_divergence,
+    nucleus,
+    pick,
+    race,
+    uniforms,
+)
 
 
 def test_uniforms_depend_on_the_place_alone():

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from quietstar.cli.render import legend, tinted
-from quietstar.scratchpad import scale
-from quietstar.scratchpad.trace import NoiseFloor, Trace
+from quietstar.events import NoiseFloor, Trace
+from quietstar.record import scale
 from quietstar.viewer import files
 from recorded import start, thought, token
 

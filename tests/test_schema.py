@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quietstar import QuietStarError
-from quietstar.scratchpad import schema
-from quietstar.scratchpad.store import Store
+from quietstar.record import schema
+from quietstar.record.store import Store
 from recorded import trace
 
 GOLDEN = Path(__file__).parent / "golden" / "record-1.sql"  # a file of version 1, as `sqlite3 .dump` tells it

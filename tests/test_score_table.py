@@ -8,9 +8,9 @@ import re
 import pytest
 
 from quietstar.cli import score
+from quietstar.evals.intervals import Interval
 from quietstar.evals.losses import LossReport, _largest
-from quietstar.intervals import Interval
-from quietstar.scratchpad.trace import NoiseFloor
+from quietstar.events import NoiseFloor
 
 KINDS = ("base", "own", "only", "filler", "donor", "shuffled", "truncated:12")
 EFFECTS = ("own gain", "compute", "content", "own over filler")

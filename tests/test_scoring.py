@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from conftest import trained
-from quietstar import QuietStar, QuietStarError, scoring
-from quietstar.interventions import donor_positions
+from quietstar import QuietStar, QuietStarError
+from quietstar.inference import scoring
+from quietstar.inference.controls import donor_positions
 from tiny import thinking
 
 TEXT = "the quick brown fox thinks"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from recorded import trace
 
 GOLDEN = Path(__file__).parent / "golden" / "record-1.sql"

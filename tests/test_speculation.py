@@ -12,11 +12,12 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from oracle import Oracle
-from quietstar import QuietStar, QuietStarError, generation
-from quietstar.rows import Prefix
-from quietstar.sampling import nucleus
-from quietstar.scratchpad.trace import End, TokenEvent, Trace
-from quietstar.speculation import MOST_DRAFTS, Pace, guess
+from quietstar import QuietStar, QuietStarError
+from quietstar.engine.rows import Prefix
+from quietstar.engine.sampling import nucleus
+from quietstar.events import End, TokenEvent, Trace
+from quietstar.inference import generation
+from quietstar.inference.speculation import MOST_DRAFTS, Pace, guess
 from tiny import FAMILIES, VOCABULARY, thinking
 
 TEXT = torch.randint(2, VOCABULARY, (3, 14), generator=torch.Generator().manual_seed(5))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from quietstar import QuietStarError
+from quietstar.evals import statistics
 from quietstar.evals import thoughts as measuring
-from quietstar.scratchpad import statistics
-from quietstar.scratchpad.statistics import STRETCH, area_over, common, log_odds, overlap, repetition, similarity
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import End, Sample, Trace
+from quietstar.evals.statistics import STRETCH, area_over, common, log_odds, overlap, repetition, similarity
+from quietstar.events import End, Sample, Trace
+from quietstar.record.store import Store
 from recorded import start, thought, token, trace
 from served import serving
 
@@ -273,7 +273,7 @@ def test_slips_of_the_command_are_one_line(recorded, run):
 
 
 def test_measures_go_with_their_run_and_leave_with_it(recorded, tmp_path):
-    from quietstar.scratchpad import exchange
+    from quietstar.record import exchange
 
     store, (first, _), model = recorded
     store.measure(first, measuring.measure(model, store.trace(first)))

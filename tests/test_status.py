@@ -12,7 +12,7 @@ import pytest
 from quietstar import QuietStar
 from quietstar.cli import status as status_module
 from quietstar.cli.status import Status
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 
 
 class Terminal(io.StringIO):

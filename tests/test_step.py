@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from quietstar import QuietStar, QuietStarError
-from quietstar.mixing import mix
-from quietstar.model import Place
-from quietstar.objective import ObjectiveConfig, advantages, objective
-from quietstar.rows import Rows
+from quietstar.engine.mixing import mix
+from quietstar.engine.model import Place
+from quietstar.engine.rows import Rows
+from quietstar.training.objective import ObjectiveConfig, advantages, objective
 from quietstar.training.step import StepConfig, training_loss
 from tiny import thinking
 

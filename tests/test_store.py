@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietstar import QuietStarError
-from quietstar.scratchpad.entries import Intervention
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Choice, Sample, Trace
+from quietstar.events import Choice, Sample, Trace
+from quietstar.record.entries import Intervention
+from quietstar.record.store import Store
 from recorded import garbled, start, thought, token, trace, traces
 
 HOSTILE = [
@@ -113,7 +113,7 @@ def test_a_second_sample_is_found_too(store):
 
 
 def test_runs_come_newest_first_by_pages(store, monkeypatch):
-    from quietstar.scratchpad import store as module
+    from quietstar.record import store as module
 
     monkeypatch.setattr(module, "PAGE", 3)
     ids = [store.add(trace(seed=n)) for n in range(10)]

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from quietstar import threads
+from quietstar.engine import threads
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from quietstar.scratchpad.trace import (
+from quietstar.events import (
     SCHEMA_VERSION,
     Choice,
     End,

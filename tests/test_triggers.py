@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quietstar import QuietStar, QuietStarError
-from quietstar.rows import Rows
-from quietstar.triggers import Moment, Trigger
+from quietstar.engine.rows import Rows
+from quietstar.inference.triggers import Moment, Trigger
 
 
 def moment(logits, step=0, weight=(0.0,), position=(0,), seed=0, marker=None) -> Moment:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from quietstar import QuietStarError
-from quietstar.scratchpad.entries import Intervention
-from quietstar.scratchpad.store import Store
+from quietstar.record.entries import Intervention
+from quietstar.record.store import Store
 from quietstar.viewer import export, files
 from quietstar.viewer import serving as listening
 from quietstar.viewer.guard import POLICY, is_loopback
@@ -89,7 +89,7 @@ def test_thoughts_are_filtered_sorted_and_counted_as_the_store_does(store):
 
 
 def test_a_histogram_leaves_out_what_has_no_number(store):
-    from quietstar.scratchpad import overview
+    from quietstar.record import overview
 
     made = trace()
     made.thoughts[0].kl, made.thoughts[1].kl = float("nan"), float("inf")

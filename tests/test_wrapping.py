@@ -19,7 +19,7 @@ from rich.text import Text
 from fuzzing import fuzz
 from quietstar.cli.render import _ending, safe
 from quietstar.cli.wrapping import Flow, hanging
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from recorded import trace
 
 WORDS = ["thinking", "about", "the", "quick", "brown", "fox,", "it", "says", "something", "longer", "than", "before"]

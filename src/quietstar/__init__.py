@@ -9,28 +9,55 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quietstar import events
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError, UnsupportedModel
 
 if TYPE_CHECKING:
     from quietstar.api import Generation, QuietStar
-    from quietstar.generation import GenerationSettings
-    from quietstar.objective import Losses, ObjectiveConfig
-    from quietstar.resampling import Resampled
-    from quietstar.scoring import Score
-    from quietstar.scratchpad.store import Store
-    from quietstar.scratchpad.trace import Trace
+    from quietstar.events import Trace
+    from quietstar.inference.generation import GenerationSettings
+    from quietstar.inference.resampling import Resampled
+    from quietstar.inference.scoring import Score
+    from quietstar.record.store import Store
+    from quietstar.training.objective import Losses, ObjectiveConfig
 
 _LAZY = {
-    "QuietStar": "api", "Generation": "api", "GenerationSettings": "generation", "Resampled": "resampling",
-    "Losses": "objective", "ObjectiveConfig": "objective", "Score": "scoring",
-    "Store": "scratchpad.store", "Trace": "scratchpad.trace",
-}  # fmt: skip
+    "QuietStar": "api",
+    "Generation": "api",
+    "GenerationSettings": "inference.generation",
+    "Resampled": "inference.resampling",
+    "Losses": "training.objective",
+    "ObjectiveConfig": "training.objective",
+    "Score": "inference.scoring",
+    "Store": "record.store",
+    "Trace": "events",
+}
 
 __all__ = [
-    "Generation", "GenerationSettings", "Losses", "ObjectiveConfig", "QuietStar", "QuietStarError", "Resampled",
-    "Score", "Store", "Trace", "UnsupportedModel", "__version__",
-]  # fmt: skip
+    "Generation",
+    "GenerationSettings",
+    "Losses",
+    "ObjectiveConfig",
+    "QuietStar",
+    "QuietStarError",
+    "Resampled",
+    "Score",
+    "Store",
+    "Trace",
+    "UnsupportedModel",
+    "__version__",
+]
+
+
+def _page(trace: events.Trace) -> str:
+    """The page of a run, for notebooks."""
+    from quietstar.viewer.export import notebook
+
+    return notebook(trace)
+
+
+events.show_in_notebooks(_page)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,16 +13,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from quietstar import checkpoints, memory
 from quietstar.arguments import at_least, checked, converted, one_or_more, shown, unknown_option
+from quietstar.engine import memory
+from quietstar.engine.model import QuietStarConfig, ThinkingModel
+from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError, WrongType, first_line
-from quietstar.generation import GenerationSettings, stream_ids
-from quietstar.interventions import Control
-from quietstar.model import QuietStarConfig, ThinkingModel
-from quietstar.resampling import Resampled, resample_ids
-from quietstar.sampling import best
-from quietstar.scoring import Score, score_ids
-from quietstar.scratchpad.trace import Event, Trace
+from quietstar.events import Event, Trace
+from quietstar.inference.controls import Control
+from quietstar.inference.generation import GenerationSettings, stream_ids
+from quietstar.inference.resampling import Resampled, resample_ids
+from quietstar.inference.scoring import Score, score_ids
+from quietstar.loading import checkpoints
 
 REASON_PROMPT = "Let's think step by step."
 ANSWER_PROMPT = "\nTherefore, the answer is"

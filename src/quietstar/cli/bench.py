@@ -14,8 +14,8 @@ from quietstar.cli.status import Status
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
-    from quietstar.evals.bench import Bench
-    from quietstar.evals.bench_generate import Report
+    from quietstar.bench.engine import Bench
+    from quietstar.bench.generate import Report
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -40,7 +40,7 @@ def bench(
         return
     with Status(as_json) as status:
         thinker = options.load(model, dtype, device, None, threads=threads, status=status)
-    from quietstar.evals.bench import run
+    from quietstar.bench.engine import run
 
     with _telling(as_json, _print) as tell:
         tell(run(
@@ -68,7 +68,7 @@ def train(
     """Measure a training step against plain forward and backward over as many token positions, and its peak memory."""
     with Status(as_json) as status:
         thinker = options.load(model, dtype, device, None, threads=threads, status=status)
-    from quietstar.evals.bench_train import run
+    from quietstar.bench.train import run
 
     with _telling(as_json, _print) as tell:
         tell(run(
@@ -84,7 +84,7 @@ def _say(text: str) -> None:
 @contextmanager
 def _telling(as_json: bool, show: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
     """Print a report; after Ctrl-C, what was finished of it."""
-    from quietstar.evals.bench import Interrupted
+    from quietstar.bench.engine import Interrupted
 
     def tell(report: Any) -> None:
         if as_json:
@@ -126,13 +126,13 @@ def generate(
     Texts of four kinds; every context at the middle thought length, every thought length at the middle context. Costs
     are multiples of plain generate, the smallest and largest in brackets.
     """
-    from quietstar import speculation
+    from quietstar.inference import speculation
 
     speculation.parse(speculate)
     sizes = [_numbers("--contexts", contexts), _numbers("--thought-lengths", thought_lengths)]
     with Status(as_json) as status:
         thinker = options.load(model, dtype, device, None, threads=threads, status=status)
-    from quietstar.evals.bench_generate import run
+    from quietstar.bench.generate import run
 
     with _telling(as_json, _print_generate) as tell:
         tell(run(

@@ -127,7 +127,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 def decoded(raw: bytes, what: str) -> str:
     """Text from standard input; a byte order mark is obeyed, and what is no text is told and read as U+FFFD."""
-    from quietstar.datafiles import decode
+    from quietstar.documents.files import decode
 
     text, notes = decode(raw, what)
     for note in notes:
@@ -184,8 +184,8 @@ def load(
     status("loading the libraries")
     quiet()
 
-    from quietstar import threads as threading_
     from quietstar.api import QuietStar
+    from quietstar.engine import threads as threading_
 
     status(f"loading the model {visible(model)}")
     loaded = QuietStar.from_pretrained(model, dtype=dtype, device=device, quantize=quantize)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
-    from quietstar.scratchpad.recorder import Recorder
-    from quietstar.scratchpad.store import Store
+    from quietstar.record.recorder import Recorder
+    from quietstar.record.store import Store
 
 
 def start(db: str | None, no_record: bool) -> Recorder | None:
@@ -24,8 +24,8 @@ def start(db: str | None, no_record: bool) -> Recorder | None:
         raise QuietStarError("give --db or --no-record, not both")
     if no_record:
         return None
-    from quietstar.scratchpad import schema
-    from quietstar.scratchpad.store import Store
+    from quietstar.record import schema
+    from quietstar.record.store import Store
 
     if db is None and schema.default_path() is None:
         return None
@@ -61,6 +61,6 @@ def command(name: str, run: str, db: str | None) -> str:
 
 def opened(db: str | None) -> Store:
     """The record that is there, for commands that read or change it."""
-    from quietstar.scratchpad.store import Store
+    from quietstar.record.store import Store
 
     return Store.open(None if db is None else Path(db), create=False)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 
 from quietstar.cli.wrapping import Flow, console, hanging
-from quietstar.scratchpad import computed, scale
-from quietstar.scratchpad.compared import Compared
-from quietstar.scratchpad.entries import Intervention
-from quietstar.scratchpad.trace import Choice, End, Event, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.events import Choice, End, Event, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.record import computed, scale
+from quietstar.record.compared import Compared
+from quietstar.record.entries import Intervention
 from quietstar.text import shows, visible
 
 MARK, FLIP = "·", "◆"

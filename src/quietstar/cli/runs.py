@@ -13,7 +13,7 @@ from quietstar.cli.show import show, when
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
-    from quietstar.scratchpad.entries import Run
+    from quietstar.record.entries import Run
 
 app = typer.Typer(
     invoke_without_command=True, rich_markup_mode=None,
@@ -164,7 +164,7 @@ def export_(
 
     A page (.html) is one file with its runs inside: it opens in any browser, without quietstar and without a network.
     """
-    from quietstar.scratchpad import exchange
+    from quietstar.record import exchange
 
     known = (*exchange.FORMATS, "html")
 
@@ -198,8 +198,8 @@ def import_(
     db: options.Db = None,
 ) -> None:
     """Take runs in from JSON lines; all of the file or, where it is damaged, nothing."""
-    from quietstar.scratchpad import exchange
-    from quietstar.scratchpad.store import Store
+    from quietstar.record import exchange
+    from quietstar.record.store import Store
 
     with Store.open(db or context.obj) as store:
         done = exchange.load(store, file)

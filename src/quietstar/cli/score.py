@@ -16,8 +16,8 @@ from quietstar.cli.status import Status
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from quietstar.evals.intervals import Interval
     from quietstar.evals.losses import LossReport
-    from quietstar.intervals import Interval
 
 
 def score(
@@ -66,10 +66,10 @@ def score(
     and each control in the thought's place. Effects are above zero where a thought helps: compute = base - filler,
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
-    from quietstar.documents import Rules, read
+    from quietstar.documents.reading import Rules, read
     from quietstar.errors import QuietStarError
     from quietstar.evals.losses import Interrupted, check_comparable, evaluate, names_of
-    from quietstar.interventions import Control
+    from quietstar.inference.controls import Control
 
     names = [str(Control.parse(name)) for name in names_of(controls)]
     if limit is not None and limit < 1:
@@ -123,7 +123,7 @@ def _report_of(file: str) -> dict[str, Any]:
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
     from quietstar.evals.losses import against, differences
-    from quietstar.scratchpad.computed import different, in_words
+    from quietstar.record.computed import different, in_words
     from quietstar.text import visible
 
     compared = {}
@@ -152,7 +152,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from quietstar.intervals import FEWEST
+    from quietstar.evals.intervals import FEWEST
 
     console = Console(highlight=False)
     kinds = list(report.losses)

@@ -13,9 +13,9 @@ from quietstar.errors import QuietStarError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from quietstar.scratchpad.entries import Intervention, Run
-    from quietstar.scratchpad.store import Store
-    from quietstar.scratchpad.trace import Trace
+    from quietstar.events import Trace
+    from quietstar.record.entries import Intervention, Run
+    from quietstar.record.store import Store
 
 _MOST = 2000  # characters of a prompt that are printed
 
@@ -51,8 +51,8 @@ def show(
         if entry is None:
             raise QuietStarError(f"{store.path} has no runs yet; `quietstar think` records one")
         if as_json:
-            from quietstar.scratchpad import exchange
-            from quietstar.scratchpad.columns import to_json
+            from quietstar.record import exchange
+            from quietstar.record.columns import to_json
 
             typer.echo(options.to_json(json.loads(to_json(exchange.line(store, entry.id)))))
             return
@@ -100,7 +100,7 @@ def _head(console: Console, run: Run, trace: Trace) -> None:
     from rich.text import Text
 
     from quietstar.cli.render import floor, safe, times
-    from quietstar.scratchpad import computed
+    from quietstar.record import computed
     from quietstar.text import visible
 
     head = Text().append(visible(run.id), "bold cyan").append(f"  {when(run.started)}  {visible(run.model)}", "dim")

@@ -13,9 +13,9 @@ from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
-    from quietstar.scratchpad.statistics import Statistic
-    from quietstar.scratchpad.store import Store
-    from quietstar.scratchpad.trace import Start, Trace
+    from quietstar.evals.statistics import Statistic
+    from quietstar.events import Start, Trace
+    from quietstar.record.store import Store
 
 
 def stats(
@@ -42,7 +42,8 @@ def stats(
     loads the model and adds the effects of compute and content, early answering, and how likely thoughts are as text;
     the results stay in the record.
     """
-    from quietstar.scratchpad import computed, statistics
+    from quietstar.evals import statistics
+    from quietstar.record import computed
 
     if names and tag:
         raise QuietStarError("name runs, or choose them by --tag, not both")
@@ -99,7 +100,7 @@ def _measure(store: Store, runs: list[str], model: str | None, dtype: str, devic
 
 
 def _each(store: Store, run: str) -> None:
-    from quietstar.scratchpad import statistics
+    from quietstar.evals import statistics
 
     trace = store.trace(run)
     columns = statistics.of_trace(trace, store.measured(run))
@@ -135,7 +136,7 @@ def _print(runs: list[str], found: list[Statistic]) -> None:
 
 def _computed(starts: dict[str, Start]) -> None:
     """What computed the runs, with a mark where they differ."""
-    from quietstar.scratchpad import computed
+    from quietstar.record import computed
     from quietstar.text import visible
 
     made = [computed.by(start) for start in starts.values()]

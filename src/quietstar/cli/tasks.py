@@ -91,7 +91,7 @@ def convert(
 
 
 def _rows(source: str) -> Iterable[dict[str, Any]]:
-    from quietstar import datafiles
+    from quietstar.documents import files as datafiles
 
     file = datafiles.Source(source, text=None)
     for number, row in datafiles.rows(file):

@@ -13,7 +13,7 @@ from quietstar.cli.status import Status
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
-    from quietstar.scratchpad.trace import Event
+    from quietstar.events import Event
 
 
 def think(
@@ -91,7 +91,7 @@ def think(
     prompt = _prompt(prompt)
     recorder = recording.start(db, no_record)
 
-    from quietstar.generation import GenerationSettings
+    from quietstar.inference.generation import GenerationSettings
 
     settings = GenerationSettings(
         thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
@@ -142,7 +142,7 @@ def think(
 
 def _told(events: Iterator[Event], status: Status) -> Iterator[Event]:
     """Pass events on; while none comes after a start, tell what is being done."""
-    from quietstar.scratchpad.trace import Start
+    from quietstar.events import Start
 
     for event in events:
         status.clear()
@@ -165,7 +165,7 @@ def _prompt(given: str | None) -> str:
 
 def _print_json(events: Iterator[Event]) -> bool:
     """One event a line, flushed at once; after Ctrl-C an `end` event of reason "interrupted". True if interrupted."""
-    from quietstar.scratchpad.trace import End, Start, Trace
+    from quietstar.events import End, Start, Trace
 
     trace: Trace | None = None
     try:

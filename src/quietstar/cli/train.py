@@ -46,7 +46,7 @@ def train(
     Every key of the recipe can be given as a flag: --optimizer.steps 50 --data.train my.jsonl. The run's folder (key
     "out") gets the whole recipe, log.jsonl, checkpoints, and the finished model in "model".
     """
-    from quietstar import threads as threads_
+    from quietstar.engine import threads as threads_
     from quietstar.training import recipe as recipes
 
     overrides = _overrides(context.args)

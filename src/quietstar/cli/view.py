@@ -48,7 +48,7 @@ def view(
     if token is not None and (len(token) < 8 or not token.isascii() or not token.replace("-", "_").isidentifier()):
         raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
 
-    from quietstar.scratchpad.store import Store
+    from quietstar.record.store import Store
     from quietstar.viewer.live import Live
     from quietstar.viewer.serving import serve
 

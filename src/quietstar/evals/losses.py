@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quietstar import framing
 from quietstar.arguments import checked, one_or_more
-from quietstar.documents import Document
+from quietstar.documents import framing
+from quietstar.documents.reading import Document
 from quietstar.errors import QuietStarError
+from quietstar.evals.intervals import RESAMPLES, Interval, bootstrap
 from quietstar.evals.thoughts import here
-from quietstar.intervals import RESAMPLES, Interval, bootstrap
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
-    from quietstar.scoring import Score
-    from quietstar.scratchpad.trace import NoiseFloor
+    from quietstar.events import NoiseFloor
+    from quietstar.inference.scoring import Score
 
 CONTROLS = ("filler", "donor", "shuffled")
 
@@ -55,7 +55,7 @@ class LossReport:
         skipped: names of documents too short to score. settings: everything needed to run it again.
         unfinished: names of documents not read because of Ctrl-C.
         noise: largest noise floors of the documents, as in `NoiseFloor`; None where one was not measured.
-        computed: dtype, device and versions, as `scratchpad.computed` has them.
+        computed: dtype, device and versions, as `record.computed` has them.
     """
 
     tokens: int

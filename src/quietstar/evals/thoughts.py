@@ -2,7 +2,7 @@
 are they likely as text, do they say what the base would say anyway.
 
 All places of a run are measured side by side over one prefix. Knows the model and a trace; definitions, and statistics
-over the numbers, are in `quietstar.scratchpad.statistics`.
+over the numbers, are in `quietstar.evals.statistics`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from quietstar import interventions
 from quietstar.arguments import checked
+from quietstar.engine.identity import VERSION, identify, versions
+from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
+from quietstar.engine.rows import Prefix, Rows
+from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError
-from quietstar.identity import VERSION, identify, versions
-from quietstar.interventions import Control
-from quietstar.model import UNEMBED_ROWS, Place, chunks
-from quietstar.rows import Prefix, Rows
-from quietstar.sampling import best
-from quietstar.scoring import rows_at_once
-from quietstar.scratchpad import computed
-from quietstar.scratchpad.statistics import area_over, overlap
-from quietstar.scratchpad.trace import Trace
+from quietstar.evals.statistics import area_over, overlap
+from quietstar.events import Trace
+from quietstar.inference import controls as interventions
+from quietstar.inference.controls import Control
+from quietstar.inference.scoring import rows_at_once
+from quietstar.record import computed
 
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
@@ -53,7 +53,7 @@ def check_same(model: QuietStar, trace: Trace, told: str) -> None:
 
 @checked
 def here(model: QuietStar) -> computed.By:
-    """What computes here, as `scratchpad.computed.by` tells it of a run."""
+    """What computes here, as `record.computed.by` tells it of a run."""
     of = {name: version for name, version in versions().items() if name not in ("python", "quietstar")}
     dtype = str(model.decoder_lm.dtype).removeprefix("torch.")
     return {"dtype": dtype, "device": str(model.device), "quietstar": versions()["quietstar"]} | of

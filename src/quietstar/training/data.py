@@ -19,7 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from quietstar import documents, framing
+from quietstar.documents import framing
+from quietstar.documents import reading as documents
 from quietstar.errors import QuietStarError
 from quietstar.settings import BelowOne, Count, Text, Whole, checked
 from quietstar.settings import Texts as Names

@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from quietstar.engine.memory import peak_bytes
+from quietstar.engine.sampling import top
 from quietstar.errors import QuietStarError
-from quietstar.evals.bench import peak_bytes
 from quietstar.jsontext import to_json
-from quietstar.sampling import top
 from quietstar.text import visible
 from quietstar.training import folder as folders
 

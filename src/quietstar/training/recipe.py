@@ -19,7 +19,7 @@ from pydantic import Field
 
 from quietstar import arguments, settings
 from quietstar.errors import QuietStarError
-from quietstar.interventions import Control
+from quietstar.inference.controls import Control
 from quietstar.settings import BelowOne, Count, Positive, Schedule, Text, Texts, Weight, Whole, checked
 from quietstar.training import plain_yaml
 from quietstar.training.data import DataConfig

@@ -23,13 +23,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from quietstar import objective
+from quietstar.engine.model import Place, ThinkingModel, chunks
+from quietstar.engine.rows import Prefix
+from quietstar.engine.sampling import ban, entropy, uniforms
 from quietstar.errors import QuietStarError
-from quietstar.model import Place, ThinkingModel, chunks
-from quietstar.objective import Block, ObjectiveConfig, Shares
-from quietstar.rows import Prefix
-from quietstar.sampling import ban, entropy, uniforms
 from quietstar.settings import Count, Flag, Positive, Share, Whole, checked
+from quietstar.training import objective
+from quietstar.training.objective import Block, ObjectiveConfig, Shares
 
 NO_FP16 = (
     "training in fp16 is not supported: gradients are taken inside the step, before a loss scale could keep the small "

@@ -23,11 +23,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from quietstar import checkpoints
 from quietstar.api import QuietStar
-from quietstar.documents import Document
+from quietstar.documents.reading import Document
 from quietstar.errors import QuietStarError
 from quietstar.evals.losses import LossReport, check_scorable, evaluate
+from quietstar.loading import checkpoints
 from quietstar.training import data, folder
 from quietstar.training.folder import last_checkpoint, step_of
 from quietstar.training.recipe import Recipe, flat

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quietstar.errors import QuietStarError
-from quietstar.scratchpad import computed
-from quietstar.scratchpad.columns import number, plain
-from quietstar.scratchpad.compared import Compared, changed, otherwise
-from quietstar.scratchpad.entries import Intervention
-from quietstar.scratchpad.store import Store
-from quietstar.scratchpad.trace import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.events import Event, Sample, Start, ThoughtEvent, TokenEvent, Trace
+from quietstar.record import computed
+from quietstar.record.columns import number, plain
+from quietstar.record.compared import Compared, changed, otherwise
+from quietstar.record.entries import Intervention
+from quietstar.record.store import Store
 from quietstar.viewer import pages
 from quietstar.viewer.live import Frame, check
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quietstar.api import QuietStar
-    from quietstar.generation import GenerationSettings
-    from quietstar.resampling import Resampled
+    from quietstar.inference.generation import GenerationSettings
+    from quietstar.inference.resampling import Resampled
 
 Frames = Generator[Frame, None, None]
 
@@ -132,7 +132,7 @@ def _tried(
 ) -> tuple[Resampled, dict[str, Any]]:  # fmt: skip
     """The thoughts that a change puts there, and how they were made."""
     from quietstar.evals.thoughts import forced_weight
-    from quietstar.interventions import Control
+    from quietstar.inference.controls import Control
 
     own = thought.samples[0].ids
     options: dict[str, Any] = {"seed": wanted.seed}
@@ -344,7 +344,7 @@ class _First:
 
 def _settings(trace: Trace) -> GenerationSettings:
     """The settings a run was made with."""
-    from quietstar.generation import GenerationSettings
+    from quietstar.inference.generation import GenerationSettings
 
     known = GenerationSettings.__dataclass_fields__
     kept = {name: value for name, value in trace.start.settings.items() if name in known}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from quietstar._version import __version__
 from quietstar.arguments import checked
-from quietstar.scratchpad.columns import to_json
-from quietstar.scratchpad.exchange import complete
-from quietstar.scratchpad.store import Store
+from quietstar.record.columns import to_json
+from quietstar.record.exchange import complete
+from quietstar.record.store import Store
 from quietstar.viewer import files, pages
 
 if TYPE_CHECKING:
-    from quietstar.scratchpad.trace import Trace
+    from quietstar.events import Trace
 
 
 @checked

@@ -13,13 +13,13 @@ from typing import Any
 
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
-from quietstar.scratchpad import overview
-from quietstar.scratchpad.columns import noise_of
-from quietstar.scratchpad.entries import Run
-from quietstar.scratchpad.search import MEASURES
-from quietstar.scratchpad.statistics import MEASURES as STATISTICS
-from quietstar.scratchpad.statistics import early_answering, over
-from quietstar.scratchpad.store import Store
+from quietstar.evals.statistics import MEASURES as STATISTICS
+from quietstar.evals.statistics import early_answering, over
+from quietstar.record import overview
+from quietstar.record.columns import noise_of
+from quietstar.record.entries import Run
+from quietstar.record.search import MEASURES
+from quietstar.record.store import Store
 
 RUNS_AT_ONCE, THOUGHTS_AT_ONCE = 50, 100
 _LINE = 240  # characters of a prompt or an answer in a list

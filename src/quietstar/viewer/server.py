@@ -20,8 +20,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from quietstar.errors import QuietStarError
-from quietstar.scratchpad.columns import to_json
-from quietstar.scratchpad.store import Store
+from quietstar.record.columns import to_json
+from quietstar.record.store import Store
 from quietstar.viewer import asking, pages
 from quietstar.viewer.files import STATIC
 from quietstar.viewer.live import Job, Live, Work

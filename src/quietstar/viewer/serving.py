@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from quietstar.errors import QuietStarError
-from quietstar.scratchpad.store import Store
+from quietstar.record.store import Store
 from quietstar.viewer.guard import OURS, Guard
 from quietstar.viewer.live import Live
 from quietstar.viewer.server import build

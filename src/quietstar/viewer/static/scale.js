@@ -1,4 +1,4 @@
-// The scales that measures are coloured by, as in quietstar/scratchpad/scale.py: absolute, so that a colour is one size
+// The scales that measures are coloured by, as in quietstar/record/scale.py: absolute, so that a colour is one size
 // in every run. A value has the step of the largest bound it reaches, 0 below the first and within the noise floor.
 
 export const BOUNDS = {

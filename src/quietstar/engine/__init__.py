@@ -1,0 +1,1 @@
+"""The tensor core: rows over a shared prefix, families, mixing, sampling, the thinking model."""

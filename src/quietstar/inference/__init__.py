@@ -1,0 +1,1 @@
+"""Using the engine: when and what to think, generation, scoring, resampling."""

@@ -1,0 +1,422 @@
+"""Generation: think where the trigger says so, mix, emit a token, and tell everything as a stream of events.
+
+The prefix states are computed once and grow by the emitted tokens; a position without a thought costs nothing more than
+plain decoding. Positions ahead may be drafted and thought about together, see `speculation`; one by one is the same
+loop with no drafts. Knows the model, triggers and events; knows nothing about files, terminals or chat templates.
+
+Shapes: B sequences · M positions (of any of them) · E hidden size · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from quietstar._version import __version__
+from quietstar.arguments import at_least, between, converted, one_or_more, rule
+from quietstar.arguments import settings as settings_class
+from quietstar.engine import families, memory, noise
+from quietstar.engine.identity import identify, versions
+from quietstar.engine.model import ThinkingModel, Thought
+from quietstar.engine.rows import Prefix
+from quietstar.engine.sampling import TOKEN, ban, best, clocks, distribution, race
+from quietstar.errors import QuietStarError
+from quietstar.events import SCHEMA_VERSION, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
+from quietstar.inference import speculation
+from quietstar.inference.controls import Control
+from quietstar.inference.scoring import check_thinking, default_temperature
+from quietstar.inference.speaking import Speaker
+from quietstar.inference.speculation import GUESSES, LONGEST, Pace, Site, guess
+from quietstar.inference.suppression import Suppression
+from quietstar.inference.thinking import Prediction, Thinker
+from quietstar.inference.triggers import Moment, Trigger
+
+MOST_SHOWN = 1000  # candidates a thought event may name
+
+
+@settings_class
+class GenerationSettings:
+    """How to think and speak; recorded whole in the `start` event.
+
+    Args:
+        thought_length: T, tokens a thought has (markers not counted); the model's own when None.
+        samples: P, thoughts at a position; the mixed prediction is the mean of their probabilities.
+        trigger: when to think, see `triggers`.
+        control: what stands in the place of the own thought, see `interventions`.
+        temperature: of the emitted tokens, 0 is greedy. top_p: nucleus of the emitted tokens, above 0 to 1.
+        thought_temperature: of the thought tokens; None is 0 for one sample and 1 for several.
+        max_new_tokens: most emitted tokens.
+        seed: same seed, same output.
+        stop: strings that end the answer; they are not part of it.
+        stop_ids: token ids that end the answer; the model's own when None.
+        mixing_weight: a fixed w in place of the mixing head's, or None.
+        show: how many of the likeliest next tokens a thought event names.
+        speculate: how many tokens to draft and think about together, "auto", or 0 for one by one. In fp32 the output is
+            the same; below, rounding may decide between equally good tokens otherwise. See `speculation`.
+    """
+
+    thought_length: Annotated[int, at_least(0)] | None = None
+    samples: Annotated[int, at_least(1)] = 1
+    trigger: Annotated[str | Trigger, converted(lambda text: str(Trigger.parse(text)), str, Trigger)] = "always"
+    control: Annotated[str | Control, converted(lambda text: str(Control.parse(text)), str, Control)] = "own"
+    temperature: Annotated[float, rule(lambda x: x >= 0, "be 0 (greedy) or above")] = 0.0
+    top_p: Annotated[float, rule(lambda x: 0 < x <= 1, "be above 0 and at most 1")] = 1.0
+    thought_temperature: Annotated[float, rule(lambda x: x >= 0, "be 0 (greedy) or above")] | None = None
+    max_new_tokens: Annotated[int, at_least(1)] = 128
+    seed: int = 0
+    stop: Annotated[Sequence[str], rule(lambda texts: "" not in texts, "not be an empty string"), one_or_more()] = ()
+    stop_ids: Sequence[int] | None = None
+    mixing_weight: float | None = None
+    show: Annotated[int, between(1, MOST_SHOWN)] = 5
+    speculate: Annotated[int | str, converted(speculation.parse)] = "auto"
+
+    def __post_init__(self) -> None:
+        self.stop = tuple(self.stop)
+        check_thinking(self.thought_length or 0, self.samples, self.thought_temperature, self.mixing_weight)
+
+
+def stream_ids(
+    model: ThinkingModel,
+    prompts: list[list[int]],
+    settings: GenerationSettings,
+    *,
+    texts: list[str] | None = None,
+    asked: list[str] | None = None,
+    chat: bool = False,
+    thoughts: Tensor | None = None,
+    phase: str = "answer",
+) -> Iterator[Event]:
+    """Generate from prompts given as ids and tell all of it as events, see `events`.
+
+    Args:
+        prompts: token ids of each sequence, at least one token each; lengths may differ.
+        texts: the prompts as text, for the record; asked: the same without chat template.
+        chat: whether they went through a chat template.
+        thoughts: token ids (B, positions, P, T) to think at the first, second, ... emitted token instead of sampling.
+    """
+    run = _Run(model, prompts, settings, thoughts)
+    thinker = run.thinker
+    name = model.config.name_or_path or model.config.base_name or "quietstar"
+    yield Start(
+        schema=SCHEMA_VERSION, version=__version__, model=name,
+        base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
+        device=str(model.device), untrained=model.head.untrained and thinker.weight is None,
+        prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
+        settings=_plain(settings) | {"thought_length": thinker.length, "thought_temperature": thinker.temperature},
+        phase=phase, identity=identify(model), versions=versions(), asked=asked or ["" for _ in prompts],
+    )  # fmt: skip
+    yield from run.events()
+
+
+def _plain(settings: GenerationSettings) -> dict[str, Any]:
+    """Settings as JSON knows them: lists for tuples, so that what is read back equals what was recorded."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+
+
+class _Run:
+    """The loop over emitted tokens for B sequences at once.
+
+    A sequence has *sites*: positions whose base prediction is known and whose token is not settled. Each turn of the
+    loop settles what can be settled, then runs the base model over the next token of every sequence, emitted or
+    drafted, and over guesses at what it will draft behind, which gives each one or more sites.
+    """
+
+    def __init__(
+        self, model: ThinkingModel, prompts: list[list[int]], settings: GenerationSettings, forced: Tensor | None
+    ) -> None:
+        self.model, self.settings = model, settings
+        length = model.config.thought_length if settings.thought_length is None else settings.thought_length
+        if forced is not None:
+            if forced.dim() != 4 or forced.shape[0] != len(prompts) or forced.shape[2] != settings.samples:
+                raise QuietStarError(
+                    f"thoughts must have shape (batch, positions, samples, T) = ({len(prompts)}, ..., "
+                    f"{settings.samples}, ...), got {tuple(forced.shape)}"
+                )
+            length = forced.shape[3]
+        self.thinker = Thinker(
+            model, length, settings.samples, default_temperature(settings.thought_temperature, settings.samples),
+            settings.seed, Control.parse(settings.control), settings.mixing_weight, forced, settings.show,
+        )  # fmt: skip
+        self.trigger = Trigger.parse(settings.trigger)
+        if self.trigger.needs_marker and not model.config.marker_ids:
+            raise QuietStarError(
+                "trigger 'marker' needs a vocabulary with a start marker, as published Quiet-STaR checkpoints have; "
+                "use always, random(p), weight(t), entropy(t) or every(k) with this model"
+            )
+        for ids in prompts:
+            self.thinker.check(ids)
+        drafts = speculation.MOST_DRAFTS if settings.speculate == speculation.AUTO else int(settings.speculate)
+        places = len(prompts) * min(drafts + 1, settings.max_new_tokens)
+        memory.thinking(
+            model, [len(ids) for ids in prompts], places * settings.samples, length, samples=settings.samples,
+            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts", kept=12 * length,
+        )  # fmt: skip
+        self.limit = model.context_limit or math.inf
+        self.stop_ids = frozenset(model_stop_ids(model) if settings.stop_ids is None else settings.stop_ids)
+        self.suppression = suppression_of(model, self.stop_ids)
+        self.speakers = [Speaker(model.tokenizer, list(ids), tuple(settings.stop), b) for b, ids in enumerate(prompts)]
+        self.sites: list[list[Site]] = [[] for _ in prompts]
+        self.recent: list[deque[list[int]]] = [deque(maxlen=8) for _ in prompts]  # thoughts, as a source of guesses
+        self.pace = Pace(settings.speculate, self.thinker.passes, len(prompts), settings.samples)
+        self.drafts = self.pace.drafts()
+        self.waited = 0  # base passes since the first sequence has a thought to think
+        self.prefix = Prefix(model.decoder_lm, len(prompts))
+
+    def events(self) -> Iterator[Event]:
+        """Thought and token events as they come, then the ends."""
+        began, told = time.perf_counter(), False
+        with torch.inference_mode():
+            self._read()
+        while True:
+            with torch.inference_mode():
+                out = self._settle()
+            for event in out:
+                if isinstance(event, ThoughtEvent) and not told:
+                    yield self.noise
+                    told = True
+                yield event
+            if all(speaker.reason is not None for speaker in self.speakers):
+                break
+            with torch.inference_mode():
+                self._advance()
+        for speaker in self.speakers:
+            for event in speaker.release():
+                if isinstance(event, ThoughtEvent) and not told:
+                    yield self.noise
+                    told = True
+                yield event
+            yield speaker.end(time.perf_counter() - began)
+
+    @cached_property
+    def noise(self) -> NoiseFloor:
+        """What rounding alone changes in this run, measured on its prompts when the first thought is asked for."""
+        ids, places, hidden_BNE = self.read
+        return noise.measure(self.model, self.prefix, places, ids, hidden_BNE, self.thinker.length, self.thinker.weight)
+
+    # -- the base model -------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Run the prompts; each sequence gets its first site."""
+        lengths = [len(speaker.ids) for speaker in self.speakers]
+        ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=self.model.device)
+        for b, speaker in enumerate(self.speakers):
+            ids[b, : lengths[b]] = torch.tensor(speaker.ids, device=self.model.device)
+        _, hidden_BNE = self.model.read(ids, lengths, self.prefix)
+        self.read = ids, noise.spread(lengths), hidden_BNE
+        last = torch.tensor(lengths, device=self.model.device) - 1
+        hidden_B1E = hidden_BNE[torch.arange(len(lengths), device=self.model.device), last][:, None]
+        self._observe({speaker: speaker.ids[-1:] for speaker in self.speakers}, hidden_B1E)
+
+    def _advance(self) -> None:
+        """Run the next token of each sequence that has room, and what may follow it."""
+        tokens = {s: self._next(s) for s in self.speakers if s.reason is None and self._room(s)}
+        ids = torch.zeros(len(self.speakers), max(map(len, tokens.values())), dtype=torch.long)
+        counts = [0] * len(self.speakers)
+        for speaker, following in tokens.items():
+            ids[speaker.sequence, : len(following)] = torch.tensor(following)
+            counts[speaker.sequence] = len(following)
+        hidden_BLE = self.prefix.extend(self.model.embed(ids.to(self.model.device)), counts)
+        self.waited += any(self.sites)
+        self._observe(tokens, hidden_BLE)
+
+    def _next(self, speaker: Speaker) -> list[int]:
+        """The token a sequence goes on with, its last draft or emitted token, and guesses at the next drafts."""
+        sites = self.sites[speaker.sequence]
+        text = speaker.ids + [site.draft for site in sites]
+        most = min(GUESSES, self._room(speaker) - 1, self.limit - max(self.prefix.lengths) - 1)
+        guesses = guess(text, list(reversed(self.recent[speaker.sequence])), int(most))
+        return [text[-1], *itertools.takewhile(lambda token: token not in self.stop_ids, guesses)]
+
+    def _observe(self, tokens: dict[Speaker, list[int]], hidden_BLE: Tensor) -> None:
+        """A site for each of these tokens: its base prediction, its draft, and whether to think there.
+
+        A sequence's first token is certain, the others are guesses: they count as long as each is the draft before it.
+        """
+        model, settings = self.model, self.settings
+        ahead = [(s, n) for s, following in tokens.items() for n in range(len(following))]
+        hidden_ME = hidden_BLE[[s.sequence for s, _ in ahead], [n for _, n in ahead]]
+        sequence = [s.sequence for s, _ in ahead]
+        position = [len(s.ids) - 1 + len(self.sites[s.sequence]) + n for s, n in ahead]
+        products_MV = model.products(hidden_ME, torch.tensor(position, device=model.device))
+        raw_MV = families.shaped(model.decoder_lm, products_MV)
+        clocks_MV = None
+        if settings.temperature > 0:
+            drawn = clocks(settings.seed, TOKEN, sequence, position, vocabulary=raw_MV.shape[-1])
+            clocks_MV = torch.from_numpy(drawn)
+        free_MV = ban(raw_MV, model.config.marker_ids)
+        if self.suppression:
+            texts = [s.ids + [x.draft for x in self.sites[s.sequence]] + tokens[s][1 : n + 1] for s, n in ahead]
+            free_MV = self.suppression.apply(
+                free_MV, texts, [len(text) - s.prompt_length for text, (s, _) in zip(texts, ahead, strict=True)]
+            )
+        draft = self._pick(free_MV, clocks_MV)
+        true: list[int] = []
+        for m, (speaker, n) in enumerate(ahead):
+            if n == 0 or (true[-1:] == [m - 1] and draft[m - 1] == tokens[speaker][n]):
+                true.append(m)
+        if len(true) < len(ahead):
+            hidden_ME, raw_MV, products_MV = hidden_ME[true], raw_MV[true], products_MV[true]
+        asked = self.trigger.decide(
+            Moment(
+                logits=raw_MV, weight=lambda: model.weight(hidden_ME, hidden_ME),
+                step=[position[m] + 1 - ahead[m][0].prompt_length for m in true],
+                sequence=[sequence[m] for m in true], position=[position[m] for m in true], seed=settings.seed,
+                marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
+            )
+        )  # fmt: skip
+        for row, m in enumerate(true):
+            thinks = asked[row] if self.thinker.control.name != "none" else None
+            site = Site(hidden_ME[row], products_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
+            self.sites[sequence[m]].append(site)
+
+    def _pick(self, logits_MV: Tensor, clocks_MV: Tensor | None) -> list[int]:
+        """The token of each position under these logits; the same randomness for the draft and for what is emitted."""
+        if clocks_MV is None:
+            return best(logits_MV).tolist()  # type: ignore[no-any-return]
+        probabilities = distribution(logits_MV, self.settings.temperature, self.settings.top_p)
+        return race(probabilities, clocks_MV).tolist()  # type: ignore[no-any-return]
+
+    # -- settling -------------------------------------------------------------------------------------------------
+
+    def _room(self, speaker: Speaker) -> int:
+        """How many more sites a sequence may have: until K are drafted, or its text would end."""
+        sites = self.sites[speaker.sequence]
+        if sites and sites[-1].draft in self.stop_ids:
+            return 0
+        most = min(
+            self.drafts + 1,
+            self.settings.max_new_tokens - speaker.emitted,
+            self.limit - len(speaker.ids) - self.thinker.length - 1,
+        )
+        return int(most) - len(sites)
+
+    def _settle(self) -> list[Event]:
+        """Emit what can be emitted now: sites before the first thought, and all sites, once enough are drafted."""
+        out: list[Event] = []
+        for speaker in self.speakers:
+            sites = self.sites[speaker.sequence]
+            free = list(itertools.takewhile(lambda site: site.asked is None, sites))
+            self.sites[speaker.sequence] = sites[len(free) :]
+            out += self._emit(speaker, free, None)
+        waiting = [speaker for speaker in self.speakers if self.sites[speaker.sequence]]
+        if waiting and (self.waited >= self.drafts or not any(map(self._room, waiting))):
+            self.pace.spend(max(len(self.sites[s.sequence]) for s in waiting) - 1, self.waited)
+            for speaker, thought in zip(waiting, self._think(waiting), strict=True):
+                sites, self.sites[speaker.sequence] = self.sites[speaker.sequence], []
+                out += self._emit(speaker, sites, thought)
+            self.waited, self.drafts = 0, self.pace.drafts()
+        lengths = self.prefix.lengths
+        for speaker in self.speakers:  # forget drafts that did not come true
+            if speaker.reason is None:
+                lengths[speaker.sequence] = len(speaker.ids) - 1 + len(self.sites[speaker.sequence])
+        self.prefix.truncate(lengths)
+        return out
+
+    def _think(self, speakers: list[Speaker]) -> list[Thought]:
+        """Thoughts at all sites of these sequences that ask for one, side by side; one batch of rows a sequence."""
+        spots = [
+            (s.sequence, len(s.ids) - 1 + n, s.emitted + n)
+            for s in speakers
+            for n, site in enumerate(self.sites[s.sequence])
+            if site.asked
+        ]
+        thought = self.thinker.think(self.prefix, *(list(column) for column in zip(*spots, strict=True)))
+        counts = [
+            sum(site.asked is not None for site in self.sites[s.sequence]) * self.thinker.samples for s in speakers
+        ]
+        parts = zip(
+            thought.tokens.split(counts), thought.logprobs.split(counts), thought.hidden.split(counts), strict=True
+        )
+        return [Thought(*part) for part in parts]
+
+    def _emit(self, speaker: Speaker, sites: list[Site], thought: Thought | None) -> list[Event]:
+        """Settle sites in order, until one emits another token than was drafted, or the text ends."""
+        thinking = [site for site in sites if site.asked]
+        predictions: Iterator[Prediction] = iter(())
+        if thought is not None:
+            first = len(speaker.ids) - 1
+            predictions = self.thinker.predictions(
+                torch.stack([site.hidden for site in thinking]), torch.stack([site.products for site in thinking]),
+                thought.hidden, [first + n for n, site in enumerate(sites) if site.asked],
+            )  # fmt: skip
+        out: list[Event] = []
+        thoughts = emitted = 0
+        for site in sites:
+            base_V = mixed_V = self.model.logprobs(site.products)
+            token = site.draft
+            if site.asked and thought is not None:
+                r = slice(thoughts * self.thinker.samples, (thoughts + 1) * self.thinker.samples)
+                part = Thought(thought.tokens[r], thought.logprobs[r], thought.hidden[r])
+                event, mixed_V, only_V = self.thinker.event(
+                    speaker.sequence, speaker.ids, site.asked, base_V, part, next(predictions), self.noise
+                )
+                speaker.think(event)
+                self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())
+                thoughts += 1
+                allowed_1V = mixed_V[None]
+                if self.suppression:
+                    allowed_1V = self.suppression.apply(allowed_1V, [speaker.ids], [speaker.emitted])
+                token = self._pick(allowed_1V, None if site.clocks is None else site.clocks[None])[0]
+                event.base_logprob, event.mixed_logprob, event.only_logprob = torch.stack(
+                    [base_V[token], mixed_V[token], only_V[token]]
+                ).tolist()
+            out += self._speak(speaker, token, mixed_V, site.asked is not None)
+            emitted += 1
+            if speaker.reason is not None:
+                self.sites[speaker.sequence] = []
+                break
+            if token != site.draft:
+                break
+        if thought is not None:
+            agreed = emitted - (token != site.draft)
+            self.pace.learn(emitted, agreed)
+            speaker.drafted += len(sites) - 1
+            speaker.accepted += min(agreed, len(sites) - 1)
+        return out
+
+    def _speak(self, speaker: Speaker, token: int, mixed_V: Tensor, thought: bool) -> list[Event]:
+        """Emit one token; the sequence may end with it."""
+        if token in self.stop_ids:
+            speaker.reason = "stop"
+            return speaker.release()
+        event = TokenEvent(
+            sequence=speaker.sequence, position=len(speaker.ids), id=token, text="", logprob=float(mixed_V[token]),
+            thought=thought,
+        )  # fmt: skip
+        last = speaker.emitted + 1 == self.settings.max_new_tokens
+        out = speaker.push(event, last)
+        if speaker.reason is None and len(speaker.ids) + self.thinker.length + 2 > self.limit:
+            speaker.reason = "context"
+        elif speaker.reason is None and last:
+            speaker.reason = "length"
+        return out
+
+
+def suppression_of(model: ThinkingModel, stop_ids: frozenset[int]) -> Suppression:
+    """What the base's generation config forbids to say; its settings that are not used are named in one warning."""
+    config = getattr(model.decoder_lm, "generation_config", None)
+    found = Suppression.of(config, model.vocabulary, tuple(stop_ids))
+    if found.unused:
+        warnings.warn(
+            f"settings of the model's generation_config.json that quietstar does not use: {', '.join(found.unused)}",
+            stacklevel=2,
+        )
+    return found
+
+
+def model_stop_ids(model: ThinkingModel) -> list[int]:
+    """Token ids that end an answer: those of the base's generation config and the tokenizer's end of sequence."""
+    found = getattr(getattr(model.decoder_lm, "generation_config", None), "eos_token_id", None)
+    ids = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    return [*ids, end] if end is not None and end not in ids else ids

@@ -1,0 +1,193 @@
+"""Thinking at chosen places under one set of settings: own, controlled or given thoughts, and the event they make.
+
+Knows the model, controls and events; knows nothing about which places are asked for, or what is emitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quietstar.engine.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
+from quietstar.engine.rows import Prefix
+from quietstar.engine.sampling import average, entropy, flipped, kl_divergence, top
+from quietstar.errors import QuietStarError
+from quietstar.events import Choice, NoiseFloor, Sample, ThoughtEvent
+from quietstar.inference import controls as interventions
+from quietstar.inference.controls import Control
+from quietstar.inference.scoring import rows_at_once
+from quietstar.text import pieces
+
+
+@dataclass
+class Prediction:
+    """What the P thoughts of one place make of the next token: w (P,), log-probabilities mixed and alone (P, V)."""
+
+    weight: Tensor
+    mixed: Tensor
+    only: Tensor
+
+
+@dataclass
+class Thinker:
+    """How thoughts are thought and told.
+
+    Args:
+        length: T. samples: P thoughts a place. temperature: of thought tokens. seed: of all randomness.
+        control: what stands in the own thought's place. mixing_weight: a fixed w, or None for the head's.
+        forced: thought tokens (B, positions, P, T) for the first emitted tokens, or None.
+        show: how many of the likeliest tokens a thought event names.
+    """
+
+    model: ThinkingModel
+    length: int
+    samples: int
+    temperature: float
+    seed: int
+    control: Control
+    mixing_weight: float | None = None
+    forced: Tensor | None = None
+    show: int = 5
+
+    def __post_init__(self) -> None:
+        if self.control.name == "truncated" and (self.control.keep or 0) > self.length:
+            raise QuietStarError(
+                f"control truncated:{self.control.keep} keeps more than the thought's {self.length} tokens"
+            )
+        if self.control.name == "donor" and self.forced is not None:
+            raise QuietStarError("thoughts= and the donor control exclude each other: the donor's thought is sampled")
+        self.weight = self.mixing_weight if self.control.weight is None else self.control.weight
+
+    def check(self, ids: list[int]) -> None:
+        """Refuse a text that cannot be thought behind."""
+        if not ids:
+            raise QuietStarError("the prompt is empty; give at least one token of text")
+        if self.control.name == "donor" and len(ids) < 2:
+            raise QuietStarError("the donor control needs a prompt of two tokens or more")
+        self.model.check_fits(len(ids), self.length, "prompt")
+
+    @property
+    def passes(self) -> int:
+        """How many passes of the model, one after another, a thought takes."""
+        given = self.forced is not None or self.control.name == "filler"
+        replaced = self.control.name in ("shuffled", "donor", "truncated")
+        return 1 if given else max(2, self.length + 1) + replaced
+
+    def think(self, prefix: Prefix, sequence: list[int], position: list[int], step: list[int]) -> Thought:
+        """Think P times at each of M places in parallel, all samples of a place together; M * P rows.
+
+        Args:
+            sequence, position: (M,) the places, ascending. step: (M,) tokens emitted before each, which chooses
+                among the forced thoughts.
+        """
+        table = np.repeat(np.array([sequence, position]), self.samples, axis=1)
+        sample = np.tile(np.arange(self.samples), len(position))
+        place = Place(*torch.from_numpy(np.concatenate([table, sample[None]])).to(self.model.device))
+        step_R = torch.tensor(step, device=self.model.device).repeat_interleave(self.samples)
+        size = rows_at_once(prefix, self.length, self.samples)
+        parts = [self._think(prefix, place[r], step_R[r]) for r in chunks(len(place), size)]
+        if len(parts) == 1:
+            return parts[0]
+        return Thought(*(torch.cat(x) for x in zip(*((p.tokens, p.logprobs, p.hidden) for p in parts), strict=True)))
+
+    def _think(self, prefix: Prefix, place: Place, step: Tensor) -> Thought:
+        """One chunk of rows; rows with a forced thought and rows without go separately."""
+        if self.forced is None:
+            return self._controlled(prefix, place, None)
+        given_R = step < self.forced.shape[1]
+        forced = self.forced.to(place.sequence.device)
+        if bool(given_R.all()):
+            return self._controlled(prefix, place, forced[place.sequence, step, place.sample])
+        if not bool(given_R.any()):
+            return self._controlled(prefix, place, None)
+        own = self._controlled(prefix, place[~given_R], None)
+        where = place[given_R]
+        given = self._controlled(prefix, where, forced[where.sequence, step[given_R], where.sample])
+        order = torch.cat([(~given_R).nonzero()[:, 0], given_R.nonzero()[:, 0]]).argsort()
+        return Thought(
+            torch.cat([own.tokens, given.tokens])[order], torch.cat([own.logprobs, given.logprobs])[order],
+            torch.cat([own.hidden, given.hidden])[order],
+        )  # fmt: skip
+
+    def _controlled(self, prefix: Prefix, place: Place, given: Tensor | None) -> Thought:
+        """Think at `place`, or put there what the control says; `given` tokens (R, T) stand for own ones."""
+        model, control = self.model, self.control
+        settings = dict(length=self.length, temperature=self.temperature, seed=self.seed)
+        if control.name not in ("own", "only"):
+            where = place
+            if control.name == "donor":  # a thought the model has at some earlier position of the same text
+                earlier = interventions.donor_positions(self.seed, place.sequence, place.position)
+                where = Place(place.sequence, earlier.clamp_min(0), place.sample)
+            if control.name == "filler":
+                given = torch.zeros(len(place), self.length, dtype=torch.long, device=model.device)
+            elif given is None:
+                given = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
+            given = interventions.replace(
+                control, given, self.seed, place.sequence, place.position, place.sample, model.filler_token
+            )
+        return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
+
+    def predictions(
+        self, base_ME: Tensor, products_MV: Tensor, thought_RE: Tensor, position: list[int]
+    ) -> Iterator[Prediction]:
+        """One prediction a place; computed as they are asked for.
+
+        Args:
+            base_ME, products_MV: base states and their products with the output layer. thought_RE: M * P states at the
+                ends of the thoughts. position: (M,) where.
+        """
+        position_M = torch.tensor(position, device=base_ME.device)
+        for m in chunks(len(base_ME), max(1, UNEMBED_ROWS // self.samples)):
+            r = slice(m.start * self.samples, m.stop * self.samples)
+            w_R, mixed_RV, only_RV = self.model.predict(
+                base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight,
+                products_MV[m].repeat_interleave(self.samples, 0),
+                position=position_M[m].repeat_interleave(self.samples),
+            )  # fmt: skip
+            for n in chunks(len(w_R), self.samples):
+                yield Prediction(w_R[n], mixed_RV[n], only_RV[n])
+
+    def event(
+        self, sequence: int, context: list[int], trigger: str, base_V: Tensor, thought: Thought, found: Prediction,
+        noise: NoiseFloor,
+    ) -> tuple[ThoughtEvent, Tensor, Tensor]:  # fmt: skip
+        """The thought event of one place behind `context`, and its log-probabilities (V,), mixed and from it alone."""
+        mixed_V, only_V = average(found.mixed), average(found.only)
+        base, mixed, only = self.choices(torch.stack([base_V, mixed_V, only_V]), context)
+        event = ThoughtEvent(
+            sequence=sequence, position=len(context) - 1, trigger=trigger, control=str(self.control),
+            samples=[
+                Sample(
+                    ids=tokens.tolist(), text="".join(parts), logprobs=[round(x, 5) for x in logprobs.tolist()],
+                    weight=float(w), pieces=parts,
+                )
+                for tokens, logprobs, w in zip(thought.tokens, thought.logprobs, found.weight, strict=True)
+                for parts in [self.pieces(tokens.tolist(), context)]
+            ],
+            weight=float(found.weight.mean()), base=base, mixed=mixed,
+            only=only, flipped=bool(flipped(base_V, mixed_V, noise.logprob)),
+            kl=float(kl_divergence(mixed_V, base_V)), entropy=float(entropy(base_V)),
+        )  # fmt: skip
+        return event, mixed_V, only_V
+
+    def pieces(self, ids: list[int], context: list[int]) -> list[str]:
+        """One string a token of `ids` behind `context`, none without a tokenizer."""
+        return [] if self.model.tokenizer is None else pieces(self.model.tokenizer, ids, context)
+
+    def text(self, ids: list[int], context: list[int]) -> str:
+        """The text of `ids` behind `context`."""
+        return "".join(self.pieces(ids, context))
+
+    def choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:
+        """The likeliest next tokens of each distribution (n, V)."""
+        values_nK, index_nK = top(logprobs, self.show)
+        texts = {token: self.text([token], context) for token in set(index_nK.flatten().tolist())}
+        return [
+            [Choice(token, texts[token], math.exp(logprob)) for token, logprob in zip(ids, values, strict=True)]
+            for ids, values in zip(index_nK.tolist(), values_nK.tolist(), strict=True)
+        ]

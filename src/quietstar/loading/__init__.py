@@ -1,0 +1,1 @@
+"""Models from and to files: checkpoints, the default model, which weights these are."""

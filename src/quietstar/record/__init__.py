@@ -1,0 +1,1 @@
+"""The record: every run with its thoughts in one SQLite file."""

@@ -1,0 +1,452 @@
+"""The file of the record: its tables, its versions, and opening it safely.
+
+One SQLite file of plain columns, meant to be read by pandas, DuckDB and Datasette as it is (docs/record.md). Lists are
+JSON text. `application_id` says that a file is ours, `user_version` which version; an older file is brought up when it
+is opened, a newer or foreign one is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+from quietstar.errors import QuietStarError
+from quietstar.record.places import place
+
+APPLICATION_ID = 0x51535452  # "QSTR"
+BUSY_SECONDS = 5.0  # how long a writer waits for another one
+_HEADER = b"SQLite format 3\0"
+
+_FIRST = """
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY,       -- order of arrival in this file
+    id TEXT NOT NULL UNIQUE,          -- short, stable name
+    started TEXT NOT NULL,            -- UTC, ISO 8601
+    reason TEXT,                      -- why it ended; NULL while running and after a kill
+    seconds REAL,                     -- from the first step to the end
+    drafted INTEGER,                  -- tokens drafted ahead of their thoughts
+    accepted INTEGER,                 -- how many of them became the emitted token
+    model TEXT NOT NULL,              -- name or folder
+    revision TEXT,                    -- commit of the model on its hub
+    base TEXT NOT NULL,               -- the base model's name
+    base_revision TEXT,               -- its commit
+    base_hash TEXT NOT NULL,          -- fingerprint of its weights
+    head_hash TEXT NOT NULL,          -- of markers and mixing head
+    adapter TEXT NOT NULL,            -- name of the active adapter, '' without one
+    adapter_hash TEXT NOT NULL,       -- of its weights
+    untrained INTEGER NOT NULL,       -- 1 where thoughts could not change the answer
+    dtype TEXT NOT NULL,              -- precision
+    device TEXT NOT NULL,             -- cpu, cuda:0, ...
+    version TEXT NOT NULL,            -- of quietstar
+    versions TEXT NOT NULL,           -- JSON object: library -> version
+    seed INTEGER,                     -- from the settings, as the six columns that follow
+    trigger TEXT,                     -- when it thought
+    control TEXT,                     -- what stood in the thoughts' place
+    thought_length INTEGER,           -- tokens of a thought
+    samples INTEGER,                  -- thoughts at a position
+    temperature REAL,                 -- of the answer
+    mixing_weight REAL,               -- fixed w, NULL for the head's own
+    settings TEXT NOT NULL,           -- JSON object: all settings
+    phase TEXT NOT NULL,              -- answer, or reason
+    chat INTEGER NOT NULL,            -- 1 where the prompt went through a chat template
+    continues TEXT REFERENCES runs(id) ON DELETE SET NULL,  -- the run whose text this one goes on from
+    batch TEXT,                       -- id of the first run of the batch, NULL for one alone
+    sequence INTEGER NOT NULL,        -- place in the batch
+    batch_size INTEGER NOT NULL,      -- runs in the batch
+    schema INTEGER NOT NULL,          -- version of the event frames
+    tokens INTEGER NOT NULL DEFAULT 0,    -- how many it emitted
+    thoughts INTEGER NOT NULL DEFAULT 0,  -- positions where it thought
+    flips INTEGER NOT NULL DEFAULT 0,     -- thoughts that changed the likeliest token
+    note TEXT NOT NULL DEFAULT '',    -- yours
+    asked TEXT NOT NULL,              -- what was asked, without template; '' where ids were given
+    prompt TEXT NOT NULL,             -- what the model read
+    text TEXT NOT NULL DEFAULT '',    -- what it said
+    prompt_ids TEXT NOT NULL          -- JSON list of token ids
+);
+CREATE INDEX runs_started ON runs(started, number);
+CREATE INDEX runs_batch ON runs(batch);
+CREATE INDEX runs_continues ON runs(continues);
+CREATE INDEX runs_unfinished ON runs(number) WHERE reason IS NULL;
+
+CREATE TABLE tags (
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
+    tag TEXT NOT NULL,                -- yours
+    PRIMARY KEY (run, tag)
+) WITHOUT ROWID;
+CREATE INDEX tags_tag ON tags(tag, run);
+
+CREATE TABLE tokens (
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
+    position INTEGER NOT NULL,        -- counted from the prompt's first token
+    token INTEGER NOT NULL,           -- token id
+    text TEXT NOT NULL,               -- what it completes, '' inside a character
+    logprob REAL,                     -- nats, under the mixed prediction
+    thought INTEGER NOT NULL,         -- 1 where a thought came before it
+    PRIMARY KEY (run, position)
+) WITHOUT ROWID;
+
+CREATE TABLE thoughts (
+    number INTEGER PRIMARY KEY,       -- order of arrival in this file
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
+    position INTEGER NOT NULL,        -- index of the last visible token; the thought helps to predict the next
+    context TEXT NOT NULL,            -- the end of the text before it
+    text TEXT NOT NULL,               -- the first sample's text
+    trigger TEXT NOT NULL,            -- the rules that asked for it
+    control TEXT NOT NULL,            -- what stood in its place, 'own' for nothing
+    weight REAL,                      -- mixing weight w, mean over samples
+    kl REAL,                          -- KL(mixed || base), nats
+    entropy REAL,                     -- of the base prediction, nats
+    flipped INTEGER NOT NULL,         -- 1 where it changed the likeliest token
+    base_token TEXT,                  -- likeliest next token without the thought
+    mixed_token TEXT,                 -- with it
+    only_token TEXT,                  -- from it alone
+    base_top TEXT NOT NULL,           -- JSON list of [token id, text, probability], likeliest first
+    mixed_top TEXT NOT NULL,          -- the same with the thought
+    only_top TEXT NOT NULL,           -- the same from the thought alone
+    UNIQUE (run, position)
+);
+CREATE INDEX thoughts_kl ON thoughts(kl);
+CREATE INDEX thoughts_weight ON thoughts(weight);
+CREATE INDEX thoughts_entropy ON thoughts(entropy);
+
+CREATE TABLE samples (
+    number INTEGER PRIMARY KEY,       -- order of arrival in this file
+    run TEXT NOT NULL,                -- id of the run
+    position INTEGER NOT NULL,        -- the thought's
+    sample INTEGER NOT NULL,          -- 0, 1, ...
+    text TEXT NOT NULL,               -- the whole thought
+    weight REAL,                      -- its own w
+    tokens TEXT NOT NULL,             -- JSON list of token ids
+    pieces TEXT NOT NULL,             -- JSON list of the tokens' texts
+    logprobs TEXT NOT NULL,           -- JSON list, nats each token had when thought
+    UNIQUE (run, position, sample),
+    FOREIGN KEY (run, position) REFERENCES thoughts(run, position) ON DELETE CASCADE
+);
+
+CREATE TABLE interventions (
+    number INTEGER PRIMARY KEY,       -- order of arrival in this file
+    run TEXT NOT NULL REFERENCES runs(id) ON DELETE CASCADE,  -- id of the run
+    position INTEGER NOT NULL,        -- where the thought was changed
+    made TEXT NOT NULL,               -- UTC, ISO 8601
+    kind TEXT NOT NULL,               -- edited, resampled, or the name of a control
+    text TEXT NOT NULL,               -- the thought that was put there
+    tokens TEXT NOT NULL,             -- JSON list of its token ids
+    pieces TEXT NOT NULL,             -- JSON list of the tokens' texts
+    logprobs TEXT NOT NULL,           -- JSON list, nats
+    weight REAL,                      -- mixing weight w
+    kl REAL,                          -- KL(mixed || base), nats
+    flipped INTEGER NOT NULL,         -- 1 where the likeliest token differs from the base's
+    base_top TEXT NOT NULL,           -- likeliest next tokens without it, JSON as in thoughts
+    mixed_top TEXT NOT NULL,          -- with it
+    only_top TEXT NOT NULL,           -- from it alone
+    continuation TEXT,                -- the text that followed, NULL where none was asked for
+    settings TEXT NOT NULL            -- JSON object: how it was made
+);
+CREATE INDEX interventions_run ON interventions(run, position);
+
+CREATE VIRTUAL TABLE runs_search USING fts5(prompt, text, content="runs", content_rowid="number");
+CREATE VIRTUAL TABLE samples_search USING fts5(text, content="samples", content_rowid="number");
+
+CREATE TRIGGER runs_added AFTER INSERT ON runs BEGIN
+    INSERT INTO runs_search(rowid, prompt, text) VALUES (new.number, new.prompt, new.text);
+END;
+CREATE TRIGGER runs_removed AFTER DELETE ON runs BEGIN
+    INSERT INTO runs_search(runs_search, rowid, prompt, text) VALUES ('delete', old.number, old.prompt, old.text);
+END;
+CREATE TRIGGER runs_changed AFTER UPDATE OF prompt, text ON runs BEGIN
+    INSERT INTO runs_search(runs_search, rowid, prompt, text) VALUES ('delete', old.number, old.prompt, old.text);
+    INSERT INTO runs_search(rowid, prompt, text) VALUES (new.number, new.prompt, new.text);
+END;
+CREATE TRIGGER samples_added AFTER INSERT ON samples BEGIN
+    INSERT INTO samples_search(rowid, text) VALUES (new.number, new.text);
+END;
+CREATE TRIGGER samples_removed AFTER DELETE ON samples BEGIN
+    INSERT INTO samples_search(samples_search, rowid, text) VALUES ('delete', old.number, old.text);
+END;
+
+CREATE VIEW thought_list AS
+SELECT t.run, r.started, r.model, r.base, r.asked, t.position, t.context, t.text AS thought,
+       t.trigger, t.control, t.weight, t.kl, t.entropy, t.flipped, t.base_token, t.mixed_token, t.only_token
+FROM thoughts t JOIN runs r ON r.id = t.run;
+"""
+
+_MEASURES = """
+ALTER TABLE thoughts ADD COLUMN base_logprob REAL;   -- of the token that was said, nats, without the thought
+ALTER TABLE thoughts ADD COLUMN mixed_logprob REAL;  -- with it
+ALTER TABLE thoughts ADD COLUMN only_logprob REAL;   -- from it alone
+CREATE INDEX thoughts_gain ON thoughts(mixed_logprob - base_logprob);
+CREATE INDEX thoughts_surprise ON thoughts(-mixed_logprob);
+
+CREATE TABLE measures (
+    run TEXT NOT NULL,                -- id of the run
+    position INTEGER NOT NULL,        -- the thought's
+    name TEXT NOT NULL,               -- what was measured, see quietstar.evals.statistics
+    value REAL,                       -- NULL where it has no value
+    PRIMARY KEY (run, position, name),
+    FOREIGN KEY (run, position) REFERENCES thoughts(run, position) ON DELETE CASCADE
+) WITHOUT ROWID;
+
+DROP VIEW thought_list;
+CREATE VIEW thought_list AS
+SELECT t.run, r.started, r.model, r.base, r.asked, t.position, t.context, t.text AS thought,
+       t.trigger, t.control, t.weight, t.kl, t.entropy, t.flipped, t.base_token, t.mixed_token, t.only_token,
+       t.mixed_logprob - t.base_logprob AS gain, -t.mixed_logprob AS surprise
+FROM thoughts t JOIN runs r ON r.id = t.run;
+"""
+
+_NOISE = """
+ALTER TABLE runs ADD COLUMN noise_kl REAL;       -- largest change of KL(mixed || base) by rounding alone, nats
+ALTER TABLE runs ADD COLUMN noise_logprob REAL;  -- of a log-probability, nats
+ALTER TABLE runs ADD COLUMN noise_weight REAL;   -- of the mixing weight w
+ALTER TABLE runs ADD COLUMN noise_places INTEGER;  -- places read twice to find out; NULL where nobody did
+"""
+
+# Accents are folded in every script's composed letters, several on one letter included (remove_diacritics 2).
+_SEARCH = """
+DROP TABLE runs_search;
+DROP TABLE samples_search;
+CREATE VIRTUAL TABLE runs_search USING fts5(
+    prompt, text, content="runs", content_rowid="number", tokenize="unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE samples_search USING fts5(
+    text, content="samples", content_rowid="number", tokenize="unicode61 remove_diacritics 2");
+INSERT INTO runs_search(runs_search) VALUES ('rebuild');
+INSERT INTO samples_search(samples_search) VALUES ('rebuild');
+"""
+
+# One script a version: the script at index v brings a file from version v to v + 1. Add, never change: files made by
+# every release are out there (tests/test_schema.py keeps one of each).
+MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE, _SEARCH]
+
+TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
+
+
+def default_path() -> Path | None:
+    """Where runs are recorded: $QUIETSTAR_DB, or record.db in the user's data folder; None where that says "off"."""
+    import platformdirs
+
+    asked = os.environ.get("QUIETSTAR_DB", "")
+    if asked.strip().lower() == "off":
+        return None
+    return place(asked) if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
+
+
+def prepare(path: Path, create: bool) -> bool:
+    """Make sure that `path` is a record of this version: create it, or bring it up. True where it can be written.
+
+    A file that cannot be written is only looked at; see `connect`.
+
+    Raises:
+        QuietStarError: no such file (unless `create`), no place for one, a foreign, damaged, newer or locked file.
+    """
+    try:
+        if not path.exists():
+            if not create:
+                raise QuietStarError(f"there is no record at {path}; `quietstar think` makes one, --db names another")
+            _make_room(path)
+        elif path.is_dir():
+            raise QuietStarError(f"{path} is a folder, not a record; give a file, as in --db {path / 'record.db'}")
+        with path.open("rb") as file:
+            header = file.read(len(_HEADER))
+    except OSError as error:
+        raise QuietStarError(f"cannot read the record {path}: {error.strerror or error}") from error
+    if header and header != _HEADER:
+        raise QuietStarError(f"{path} is no record of quietstar (it is not a SQLite file); name another with --db")
+    writable = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+    try:
+        with closing(connect(path, writable)) as db:
+            version = _version(db, path)
+            if version < len(MIGRATIONS):
+                if not writable:
+                    raise QuietStarError(f"the record {path} has an older form and cannot be brought up: not writable")
+                _use_wal(db)
+                _upgrade(db, path)
+    except TROUBLE as error:
+        raise told(error, path) from error
+    return writable
+
+
+def connect(path: Path, writable: bool = True) -> sqlite3.Connection:
+    """A connection with this file's rules: transactions are begun by hand, foreign keys hold, deleted text is erased.
+
+    A file that cannot be written is read where it stands. Where SQLite cannot do that (a file with a write-ahead log in
+    a folder that cannot be written has no place for the index of the log), a copy of it in memory is read.
+    """
+    try:
+        db = _connect(path.resolve().as_uri() + ("?mode=rw" if writable else "?mode=ro"))
+        if not writable:
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError as error:
+        if writable or code_of(error) not in (CANTOPEN, READONLY):
+            raise
+        db = _copied(path)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        if writable:
+            db.execute("PRAGMA synchronous = NORMAL")  # with WAL: a killed process loses nothing that was committed
+            db.execute("PRAGMA secure_delete = ON")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    """A connection that any thread may close and one thread uses."""
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """The file, and its write-ahead log if there is one, as a database in memory."""
+    memory = _connect("file::memory:")
+    with tempfile.TemporaryDirectory(prefix="quietstar-") as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        log = path.with_name(path.name + "-wal")
+        if log.exists():
+            shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
+        with closing(_connect(copy.as_uri())) as db:
+            db.backup(memory)
+    return memory
+
+
+# SQLite's primary result codes (sqlite.org/rescode.html) and the words it says them with; Python 3.10 has only those.
+BUSY, LOCKED, PERM, READONLY, CORRUPT, FULL, CANTOPEN, CONSTRAINT, NOTADB = 5, 6, 3, 8, 11, 13, 14, 19, 26
+_WORDS = {
+    "database is locked": BUSY, "table is locked": LOCKED, "readonly database": READONLY, "malformed": CORRUPT,
+    "disk is full": FULL, "unable to open": CANTOPEN, "constraint failed": CONSTRAINT, "not a database": NOTADB,
+}  # fmt: skip
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """The primary result code of an error, 0 where it cannot be told."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
+    return next((code for words, code in _WORDS.items() if words in str(error)), 0)
+
+
+class Kinds:
+    """A row factory that refuses values which the columns of the record never hold.
+
+    SQLite stores any kind of value in any column, so a damaged byte can make a text of a number. Columns are told apart
+    by name; a name that two tables use may have the kinds of both.
+    """
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self.path = path
+        self.kinds: dict[str, tuple[type, ...]] = {}
+        classes: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,)}
+        for table in TABLES:
+            for row in db.execute(f"PRAGMA table_info({table})"):
+                _, name, kind, not_null, _, key = tuple(row)
+                allowed = classes.get(kind, (object,))
+                self.kinds[name] = self.kinds.get(name, ()) + allowed + (() if not_null or key else (type(None),))
+
+    def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:
+        for described, value in zip(cursor.description, values, strict=True):
+            allowed = self.kinds.get(described[0])
+            if allowed is not None and not isinstance(value, allowed):
+                raise QuietStarError(
+                    f"the record {self.path} is damaged ({described[0]} holds a {type(value).__name__}); sqlite3's "
+                    ".recover may save its rows, --db names another record"
+                )
+        return sqlite3.Row(cursor, values)
+
+
+# What SQLite raises; where the file is damaged, its own words may be no text.
+TROUBLE = (sqlite3.Error, UnicodeDecodeError)
+
+
+def told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> QuietStarError:
+    """What SQLite says, as one line for a person."""
+    if isinstance(error, UnicodeDecodeError):
+        error = sqlite3.DatabaseError("it holds bytes that are no text, malformed")
+    text, code = " ".join(str(error).split()), code_of(error)
+    if code in (BUSY, LOCKED):
+        return QuietStarError(f"the record {path} is locked by another program; try again when it is done")
+    if code == FULL:
+        return QuietStarError(f"no space left for the record {path}; free some")
+    if code in (CORRUPT, NOTADB):
+        return QuietStarError(
+            f"the record {path} is damaged ({text}); sqlite3's .recover may save its rows, --db names another record"
+        )
+    if code in (READONLY, CANTOPEN, PERM):
+        return QuietStarError(f"the record {path} cannot be written ({text})")
+    if code == CONSTRAINT and "FOREIGN KEY" in text:
+        return QuietStarError(f"the run was deleted while it was recorded in {path}")
+    return QuietStarError(f"the record {path} cannot be used ({text})")
+
+
+def _make_room(path: Path) -> None:
+    """An empty file for a new record that nobody else can read, and its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600, exist_ok=True)
+    except OSError as error:
+        raise QuietStarError(
+            f"cannot make a record at {path}: {error.strerror or error}; name another place with --db or QUIETSTAR_DB"
+        ) from error
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The version of an open file, 0 for an empty one; refuses what is not ours or newer."""
+    kind = db.execute("PRAGMA application_id").fetchone()[0]
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if kind != APPLICATION_ID:
+        if kind or version or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise QuietStarError(f"{path} is another program's database, not a record of quietstar; name another --db")
+        return 0
+    if version > len(MIGRATIONS):
+        raise QuietStarError(
+            f"the record {path} was written by a newer quietstar (its form {version}, this one knows "
+            f"{len(MIGRATIONS)}); upgrade quietstar, or name another with --db"
+        )
+    return version
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Readers and a writer at the same time. The switch does not wait for other connections, so this does."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def _upgrade(db: sqlite3.Connection, path: Path) -> None:
+    """Run the missing migrations in one transaction; another process may have been faster."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for script in MIGRATIONS[_version(db, path) :]:
+            for statement in _statements(script):
+                db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> list[str]:
+    """A script cut into statements; `executescript` would commit between them."""
+    out, pending = [], ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            out.append(pending.strip())
+            pending = ""
+    if pending.strip():
+        out.append(pending.strip())
+    return [statement for statement in out if statement]

@@ -1,1 +1,0 @@
-"""The thought scratchpad: the record of what was thought."""
