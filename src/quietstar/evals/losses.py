@@ -180,8 +180,20 @@ def evaluate(
         if not finished:
             raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found = {name: [getattr(one, name) for one in known] for name in ("kl", "logprob", "weight", "gain")}
-    return {name: float(max(values)) for name, values in found.items() if None not in values}
+    names = [one.document.name for one in encoded]
+    settings = dict(
+        model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
+        max_tokens=max_tokens, begin=framing.frame(model.tokenizer)[0], thought_length=length, samples=samples,
+        thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
+    )  # fmt: skip
+    report = _report(table, names, list(controls), skipped, settings, seed)
+    report.noise, report.computed = _largest(noises), here(model)
+    for row, one in zip(report.documents, encoded, strict=False):  # fewer rows after Ctrl-C
+        row |= one.hashes()
+    if interrupt is not None:
+        report.unfinished = names[finished:]
+        raise Interrupted(report) from interrupt
+    return report
 
 
 def _wrapped(seed: int) -> int:
@@ -194,10 +206,8 @@ def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
     known = [one for one in noises if one is not None]
     if not known or len(known) < len(noises):
         return None
-    names = [
-        name for name in ("kl", "logprob", "weight", "gain") if all(getattr(one, name) is not None for one in known)
-    ]
-    return {name: max(float(getattr(one, name)) for one in known) for name in names}
+    found = {name: [getattr(one, name) for one in known] for name in ("kl", "logprob", "weight", "gain")}
+    return {name: float(max(values)) for name, values in found.items() if None not in values}
 
 
 def _columns(score: Score) -> dict[str, np.ndarray]:
