@@ -181,11 +181,19 @@ def evaluate(
             raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names = [one.document.name for one in encoded]
-    settings = dict(
-        model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
-        max_tokens=max_tokens, begin=framing.frame(model.tokenizer)[0], thought_length=length, samples=samples,
-        thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
-    )  # fmt: skip
+    settings = {
+        "model": model.config.name_or_path or model.config.base_name,
+        "controls": list(controls),
+        "window": window,
+        "max_tokens": max_tokens,
+        "begin": framing.frame(model.tokenizer)[0],
+        "thought_length": length,
+        "samples": samples,
+        "thought_temperature": thought_temperature,
+        "mixing_weight": mixing_weight,
+        "seed": seed,
+        "resamples": RESAMPLES,
+    }
     report = _report(table, names, list(controls), skipped, settings, seed)
     report.noise, report.computed = _largest(noises), here(model)
     for row, one in zip(report.documents, encoded, strict=False):  # fewer rows after Ctrl-C
