@@ -22,7 +22,7 @@ from quietstar.record.store import Store
 from recorded import trace as recorded
 
 MODULES = [
-    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.evals.statistics", "quietstar.record.overview",
+    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.evals.statistics", "quietstar.evals.measures", "quietstar.record.overview",
     "quietstar.record.exchange", "quietstar.record.recorder", "quietstar.viewer.export", "quietstar.evals.intervals",
     "quietstar.training.recipe",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """What only the weights can tell about recorded thoughts: did their content matter, when was the next token settled,
 are they likely as text, do they say what the base would say anyway.
 
-All places of a run are measured side by side over one prefix. Knows the model and a trace; definitions, and statistics
-over the numbers, are in `quietstar.evals.statistics`.
+All places of a run are measured side by side over one prefix. Knows the model and a trace; definitions are in
+`quietstar.evals.measures`, statistics over the numbers in `quietstar.evals.statistics`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
 from quietstar.engine.rows import Prefix, Rows
 from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError
-from quietstar.evals.statistics import area_over, overlap
+from quietstar.evals.measures import area_over, overlap
 from quietstar.events import Trace
 from quietstar.inference import controls as interventions
 from quietstar.inference.controls import Control

@@ -13,7 +13,7 @@ from typing import Any
 
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
-from quietstar.evals.statistics import MEASURES as STATISTICS
+from quietstar.evals.measures import measures
 from quietstar.evals.statistics import early_answering, over
 from quietstar.record import overview
 from quietstar.record.columns import noise_of
@@ -84,7 +84,7 @@ def statistics(store: Store, name: str) -> dict[str, Any]:
     return {
         "statistics": [one.to_dict() for one in found], "early": early_answering(measured.values()),
         "measured": len(measured), "missing": [] if measured else [
-            {"label": one.label, "formula": one.formula} for one in STATISTICS.values() if one.model
+            {"label": one.label, "formula": one.formula} for one in measures().values() if one.model
         ],
     }  # fmt: skip
 
