@@ -210,7 +210,7 @@ def test_several_samples_are_measured_each_for_itself(tiny):
 
 def test_runs_that_cannot_be_measured_are_refused(tiny):
     made = tiny.generate("the quick fox", **OPTIONS, control="filler").trace
-    with pytest.raises(QuietStarError, match="filler stood in their place"):
+    with pytest.raises(QuietStarError, match="replaced by the control filler"):
         measuring.measure(tiny, made)
     with pytest.raises(QuietStarError, match="another model or has other weights"):
         measuring.measure(tiny, trace())

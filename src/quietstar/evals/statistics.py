@@ -136,7 +136,8 @@ def _floor(measure: Measure, noises: Iterable[NoiseFloor | None]) -> float | Non
     if measure.floor is None:
         return None
     found = [None if one is None else getattr(one, measure.floor) for one in noises]
-    return float(max(found)) if found and None not in found else None
+    known = [floor for floor in found if floor is not None]
+    return float(max(known)) if known and len(known) == len(found) else None
 
 
 def _statistic(
