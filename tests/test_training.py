@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from quietstar import QuietStar, QuietStarError
 from quietstar.cli import train as cli
-from quietstar.training import data, live, trainer
+from quietstar.training import data, run_log, trainer
 from quietstar.training import recipe as recipes
 
 LINES = [
@@ -52,7 +52,7 @@ def recipe(model, texts, out, **more) -> recipes.Recipe:
 
 def lines(out) -> list[dict]:
     """The log without what depends on the clock."""
-    return [line for line in live.read(out) if "train_runtime" not in line]
+    return [line for line in run_log.read(out) if "train_runtime" not in line]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -469,6 +469,6 @@ def test_schedules_change_with_the_step():
 
 @pytest.mark.parametrize("damage", ["text", "none"])
 def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path, damage):
-    (tmp_path / live.LOG).write_text('{"step": 1, "loss": 2.0}\n' + ('{"step": 2, "lo' if damage == "text" else ""))
-    assert live.read(tmp_path) == [{"step": 1, "loss": 2.0}]
-    assert live.read(tmp_path / "absent") == []
+    (tmp_path / run_log.LOG).write_text('{"step": 1, "loss": 2.0}\n' + ('{"step": 2, "lo' if damage == "text" else ""))
+    assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert run_log.read(tmp_path / "absent") == []

@@ -107,13 +107,21 @@ def shown(value: Any) -> str:
 
 
 _WANTED = {
-    "int": "a whole number", "float": "a number", "string": "a text", "bool": "true or false",
-    "tuple": "a list of texts", "mapping": "keys and values", "dict": "keys and values", "finite": "a finite number",
-}  # fmt: skip
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a text",
+    "bool": "true or false",
+    "tuple": "a list of texts",
+    "mapping": "keys and values",
+    "dict": "keys and values",
+    "finite": "a finite number",
+}
 _BOUNDS = {
-    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
-}  # fmt: skip
+}
 
 
 def _told(error: ValidationError, cls: Any, what: str = "key") -> str:

@@ -149,9 +149,9 @@ def run(
     middle_context, middle_length = (sorted(x)[len(x) // 2] for x in (contexts, thought_lengths))
     options = dict(speculate=speculate, mixing_weight=mixing_weight, temperature=temperature)
     report = Report(
-        machine_of(model, name), options | {"tokens": tokens, "repeats": repeats, "context": middle_context,
-                                            "thought_length": middle_length},
-    )  # fmt: skip
+        machine_of(model, name),
+        options | {"tokens": tokens, "repeats": repeats, "context": middle_context, "thought_length": middle_length},
+    )
     cells = sorted({(c, middle_length) for c in contexts} | {(middle_context, t) for t in thought_lengths})
     with kept(report):
         say(f"writing texts of {max(contexts)} tokens")
@@ -183,8 +183,14 @@ def sample_texts(model: QuietStar, length: int) -> dict[str, list[int]]:
     texts: dict[str, list[int]] = {kind: [] for kind in OPENINGS}
     for seed in itertools.count():
         last = min(map(len, texts.values())) >= length
-        done = model.generate(prompts, max_new_tokens=_LAST_ANSWER if last else 256, trigger="never", seed=seed,
-                              temperature=0.8, top_p=0.95)  # fmt: skip
+        done = model.generate(
+            prompts,
+            max_new_tokens=_LAST_ANSWER if last else 256,
+            trigger="never",
+            seed=seed,
+            temperature=0.8,
+            top_p=0.95,
+        )
         for kind, one in zip(OPENINGS, done, strict=True):
             texts[kind] += one.trace.ids
         if last:
@@ -225,11 +231,20 @@ def _cell(
     parted, gap = _parting(one, other)
     plain, alone, ahead = (median(column) for column in zip(*times, strict=True))
     return Cell(
-        kind=kind, context=len(ids), thought_length=length, plain=plain, one_by_one=alone, speculative=ahead,
+        kind=kind,
+        context=len(ids),
+        thought_length=length,
+        plain=plain,
+        one_by_one=alone,
+        speculative=ahead,
         one_by_one_ratio=Spread.of([t[1] / t[0] for t in times]),
         speculative_ratio=Spread.of([t[2] / t[0] for t in times]),
-        tokens=len(other.tokens), drafted=other.end.drafted, accepted=other.end.accepted, parted=parted, gap=gap,
-    )  # fmt: skip
+        tokens=len(other.tokens),
+        drafted=other.end.drafted,
+        accepted=other.end.accepted,
+        parted=parted,
+        gap=gap,
+    )
 
 
 def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
@@ -276,9 +291,11 @@ def _throughput(
     pairs = [(clock(lambda: model.generate(prompts, **settings)), clock(alone)) for _ in range(repeats)]
     made = tokens * len(prompts)
     return {
-        "prompts": len(prompts), "together": median(made / a for a, _ in pairs),
-        "alone": median(made / b for _, b in pairs), "ratio": asdict(Spread.of([b / a for a, b in pairs])),
-    }  # fmt: skip
+        "prompts": len(prompts),
+        "together": median(made / a for a, _ in pairs),
+        "alone": median(made / b for _, b in pairs),
+        "ratio": asdict(Spread.of([b / a for a, b in pairs])),
+    }
 
 
 def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) -> list[Coupling]:

@@ -38,21 +38,36 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _PACKED_ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 _UNPACK: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 _FOREIGN = {  # told by their first bytes, and not read
-    b"PK\x03\x04": "a zip archive", b"PK\x05\x06": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"ARROW1": "an Arrow file", b"SQLite format 3": "an SQLite database",
-    b"%PDF-": "a PDF", b"GGUF": "a GGUF model",
-}  # fmt: skip
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF-": "a PDF",
+    b"GGUF": "a GGUF model",
+}
 _MARKS = (  # byte order marks; UTF-32 first, its mark begins as that of UTF-16
-    (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
-)  # fmt: skip
+)
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _ENDINGS = {*_KINDS, *_PACKED_ENDINGS, ".txt", ".md", ".zip", ".zst"}
 _JSON = re.compile(r'\s*(\[\s*)?\{\s*("([^"\\\n]|\\.)*"\s*:|\}\s*$)')  # an object, or a list of objects
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_TYPES = {list: "a list", dict: "an object", str: "a text", bool: "true or false", int: "a number", float: "a number",
-          bytes: "binary"}  # fmt: skip
+_TYPES = {
+    list: "a list",
+    dict: "an object",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    bytes: "binary",
+}
 
 Row = tuple[int, Any]  # its number in the source from 1, and a mapping of columns (or what stands in its place)
 
@@ -509,8 +524,15 @@ def _check_text(kind: Any, names: Sequence[str], source: Source) -> None:
     import pyarrow as pa
 
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not any(is_text(plain) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null,
-                                              getattr(pa.types, "is_string_view", pa.types.is_string))):  # fmt: skip
+    if not any(
+        is_text(plain)
+        for is_text in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_null,
+            getattr(pa.types, "is_string_view", pa.types.is_string),
+        )
+    ):
         raise QuietStarError(
             f"{source.name}: column {source.text!r} is {kind}, not text (columns: {listed_columns(names)}); set "
             f"{source.option.format('field')}"

@@ -44,7 +44,13 @@ def bootstrap(
     if len(kinds) < FEWEST:
         return Interval(mean, None, None)
     found = stats.bootstrap(
-        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
-    ).confidence_interval  # fmt: skip
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(seed % 2**64),
+        batch=200,
+    ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))

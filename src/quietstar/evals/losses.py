@@ -166,10 +166,14 @@ def evaluate(
                 told(one.document.name, done / total)
                 done += len(piece)
                 score = model.score(
-                    piece, controls=controls, thought_length=thought_length, samples=samples,
-                    thought_temperature=thought_temperature, mixing_weight=mixing_weight,
+                    piece,
+                    controls=controls,
+                    thought_length=thought_length,
+                    samples=samples,
+                    thought_temperature=thought_temperature,
+                    mixing_weight=mixing_weight,
                     seed=_wrapped(seed + start + (number << 24)),  # other draws in every window of every document
-                )  # fmt: skip
+                )
                 noises.append(score.noise)
                 columns = {name: values[max(0, begin - 1) :] for name, values in _columns(score).items()}
                 found.append(columns | {"document": np.full(len(columns["base"]), number)})
@@ -221,9 +225,13 @@ def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
 def _columns(score: Score) -> dict[str, np.ndarray]:
     """The numbers of one text as columns, one entry a predicted token."""
     columns = {
-        "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
-        "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
-    }  # fmt: skip
+        "base": -score.base_logprobs,
+        "own": -score.mixed_logprobs,
+        "only": -score.thought_logprobs,
+        "flipped": score.flipped.float(),
+        "weight": score.mixing_weight,
+        "kl": score.kl,
+    }
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
     columns["continues"] = _continues(score)
     return {name: values[0].cpu().double().numpy() for name, values in columns.items()}
@@ -254,9 +262,13 @@ def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _report(
-    table: dict[str, np.ndarray], names: list[str], controls: list[str], skipped: list[str], settings: dict[str, Any],
+    table: dict[str, np.ndarray],
+    names: list[str],
+    controls: list[str],
+    skipped: list[str],
+    settings: dict[str, Any],
     seed: int,
-) -> LossReport:  # fmt: skip
+) -> LossReport:
     documents_of = table["document"]
     kinds = ["base", "own", "only", *controls]
 
@@ -278,20 +290,28 @@ def _report(
         if mine.any():
             deciles.append(
                 {
-                    "decile": number + 1, "tokens": int(mine.sum()), "from": float(edges[number]),
+                    "decile": number + 1,
+                    "tokens": int(mine.sum()),
+                    "from": float(edges[number]),
                     "losses": {kind: float(table[kind][mine].mean()) for kind in kinds},
                     "effects": {name: asdict(interval(values, mine)) for name, values in effects.items()},
                 }
-            )  # fmt: skip
+            )
     hard = table["base"] >= np.quantile(table["base"], 0.8)
     return LossReport(
         hardest={name: interval(values, hard) for name, values in effects.items()},
-        continues=interval(table["continues"]), tokens=len(documents_of),
+        continues=interval(table["continues"]),
+        tokens=len(documents_of),
         losses={kind: interval(table[kind]) for kind in kinds},
-        effects={name: interval(values) for name, values in effects.items()}, documents=per_document, deciles=deciles,
-        flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
-        skipped=skipped, settings=settings,
-    )  # fmt: skip
+        effects={name: interval(values) for name, values in effects.items()},
+        documents=per_document,
+        deciles=deciles,
+        flipped=interval(table["flipped"]),
+        weight=interval(table["weight"]),
+        kl=interval(table["kl"]),
+        skipped=skipped,
+        settings=settings,
+    )
 
 
 def check_scorable(model: QuietStar, documents: Sequence[Document], *, window: int, max_tokens: int | None) -> None:
@@ -338,8 +358,11 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
         if mine["tokens_hash"] != row["tokens_hash"] or mine["tokens"] != row.get("tokens"):
             had = other.get("settings") if isinstance(other.get("settings"), dict) else {}
             assert isinstance(had, dict)
-            cut = [f"{name} {had.get(name)} there, {value} here" for name, value in settings.items()
-                   if had.get(name) != value]  # fmt: skip
+            cut = [
+                f"{name} {had.get(name)} there, {value} here"
+                for name, value in settings.items()
+                if had.get(name) != value
+            ]
             raise QuietStarError(
                 f"{mine['document']} has other tokens in the other report: "
                 + (f"{'; '.join(cut)}; score both in the same way" if cut else "another tokenizer")

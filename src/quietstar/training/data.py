@@ -66,9 +66,13 @@ class DataConfig:
     def rules(self) -> documents.Rules:
         """How the files are read."""
         return documents.Rules(
-            field=self.field, only=self.only, broken=self.broken, limit=self.limit, cut=self.cut or None,
+            field=self.field,
+            only=self.only,
+            broken=self.broken,
+            limit=self.limit,
+            cut=self.cut or None,
             hub_split=self.split,
-        )  # fmt: skip
+        )
 
 
 @dataclass

@@ -272,8 +272,17 @@ def writing(what: str, where: str | Path, next_step: Callable[[], str]) -> Itera
 
 
 # torch's own writer does not say why it failed
-_WORDS = ("No space", "no space left", "os error 28", "os error 27", "File too large", "PytorchStreamWriter",
-          "inline_container", "unexpected pos", "iostream error")  # fmt: skip
+_WORDS = (
+    "No space",
+    "no space left",
+    "os error 28",
+    "os error 27",
+    "File too large",
+    "PytorchStreamWriter",
+    "inline_container",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 def _is_full(error: BaseException) -> bool:

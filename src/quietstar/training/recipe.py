@@ -27,8 +27,14 @@ from quietstar.training.step import StepConfig
 
 PRESETS = ("paper", "default-model", "default-model-2", "smoke")
 Scheduler = Literal[
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-]  # fmt: skip
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 _SEEDS = 2**32  # as many as NumPy takes
 
 

@@ -81,10 +81,13 @@ def _adapter(inner: Any, recipe: Recipe) -> Any:
         return get_peft_model(
             inner,
             LoraConfig(
-                r=weights.rank, lora_alpha=weights.alpha, lora_dropout=weights.dropout, target_modules=targets,
+                r=weights.rank,
+                lora_alpha=weights.alpha,
+                lora_dropout=weights.dropout,
+                target_modules=targets,
                 task_type="CAUSAL_LM",
             ),
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise QuietStarError(f"weights.targets {', '.join(weights.targets)}: {str(error).splitlines()[0]}") from error
 
@@ -128,17 +131,21 @@ class ThoughtTrainer(transformers.Trainer):
         made = _arguments(recipe, bool(self.heldout), arguments)
         _check_precision(recipe, made.mixed_precision)
         super().__init__(
-            model=model, args=made, train_dataset=spans,
-            eval_dataset=spans if self.heldout else None, data_collator=data.collate,
+            model=model,
+            args=made,
+            train_dataset=spans,
+            eval_dataset=spans if self.heldout else None,
+            data_collator=data.collate,
             callbacks=[*callbacks, _Watchman(self)],
-        )  # fmt: skip
+        )
         self.remove_callback(transformers.PrinterCallback)
         self.loss_is_scaled_for_ga = False
         self.origin = flat(recipe) | {
-            "the base model's weights": model.loaded_fingerprint, "the training texts": _hash_of_spans(spans),
+            "the base model's weights": model.loaded_fingerprint,
+            "the training texts": _hash_of_spans(spans),
             "the held-out texts": _hash("\0".join(document.text for document in self.heldout).encode()),
             "the number of processes": self.args.world_size,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_recipe(
@@ -155,9 +162,13 @@ class ThoughtTrainer(transformers.Trainer):
         texts = data.read(recipe.data, recipe.seed)
         model = load_model(recipe, device)
         spans = data.Spans(
-            texts.train, model.tokenizer, recipe.data.length, recipe.data.spans,
-            max(8, recipe.thinking.objective.lookahead + 2), recipe.seed,
-        )  # fmt: skip
+            texts.train,
+            model.tokenizer,
+            recipe.data.length,
+            recipe.data.spans,
+            max(8, recipe.thinking.objective.lookahead + 2),
+            recipe.seed,
+        )
         model.check_ids([spans.largest])
         longest = max([recipe.thinking.thought_length, *recipe.thought_length_schedule.values()])
         model.check_fits(recipe.data.length + recipe.thinking.objective.lookahead, longest, "span")
@@ -197,9 +208,15 @@ class ThoughtTrainer(transformers.Trainer):
         step = self.state.global_step
         with _low_adapters(model.base):
             loss, report = training_loss(
-                model, ids, mask, self.recipe.thinking_at(step), seed=self.recipe.seed * 1_000_003 + step, names=spans,
-                divide=self.divide, recompute=self.sharded,
-            )  # fmt: skip
+                model,
+                ids,
+                mask,
+                self.recipe.thinking_at(step),
+                seed=self.recipe.seed * 1_000_003 + step,
+                names=spans,
+                divide=self.divide,
+                recompute=self.sharded,
+            )
         self.tally.add(report)
         return loss
 
@@ -219,8 +236,9 @@ class ThoughtTrainer(transformers.Trainer):
             rates = {True: settings.head_learning_rate or settings.learning_rate, False: settings.learning_rate}
             self.optimizer = torch.optim.AdamW(
                 [{"params": weights, "lr": rates[ours]} for ours, weights in groups.items() if weights],
-                betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay,
-            )  # fmt: skip
+                betas=(settings.beta1, settings.beta2),
+                weight_decay=settings.weight_decay,
+            )
         return self.optimizer
 
     # -- telling ------------------------------------------------------------------------------------------------------
@@ -258,9 +276,13 @@ class ThoughtTrainer(transformers.Trainer):
         if self.args.process_index == 0:
             with self.compute_loss_context_manager(), _low(self.recipe, model):
                 self.report = evaluate(
-                    model, self.heldout, controls=watch.controls if self.recipe.thinking.thoughts else (),
-                    window=self.recipe.data.length, max_tokens=watch.tokens, seed=self.recipe.seed,
-                )  # fmt: skip
+                    model,
+                    self.heldout,
+                    controls=watch.controls if self.recipe.thinking.thoughts else (),
+                    window=self.recipe.data.length,
+                    max_tokens=watch.tokens,
+                    seed=self.recipe.seed,
+                )
             for group in (
                 self.report.losses,
                 self.report.effects,
@@ -312,9 +334,7 @@ class ThoughtTrainer(transformers.Trainer):
             raise QuietStarError(f"the checkpoint {checkpoint} cannot be loaded: it was saved after step {found}")
         record = folder.record_of(checkpoint)
         before = record.origin
-        changed = {
-            key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value
-        }  # fmt: skip
+        changed = {key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value}
         other = [key for key in changed if not key.startswith(_MAY_CHANGE)]
         steps = self.args.max_steps
         if steps < step_of(checkpoint):
@@ -576,18 +596,36 @@ def _arguments(recipe: Recipe, evaluates: bool, more: dict[str, Any]) -> Trainin
     every = watch.evaluate_every if evaluates else 0
     return TrainingArguments(
         **dict(
-            output_dir=recipe.out, max_steps=settings.steps, per_device_train_batch_size=settings.batch,
-            gradient_accumulation_steps=settings.accumulate, learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup, lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1, adam_beta2=settings.beta2, max_grad_norm=settings.clip,
-            bf16=recipe.precision == "bf16", logging_steps=watch.log_every, logging_nan_inf_filter=False,
-            save_strategy="steps", save_steps=watch.save_every or settings.steps,
-            save_total_limit=None, eval_strategy="steps" if every else "no", eval_steps=every or None,
-            seed=recipe.seed, data_seed=recipe.seed, report_to=list(watch.report_to), remove_unused_columns=False,
-            dataloader_pin_memory=False, disable_tqdm=True, ddp_find_unused_parameters=False,
+            output_dir=recipe.out,
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch,
+            gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup,
+            lr_scheduler_type=settings.schedule,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            max_grad_norm=settings.clip,
+            bf16=recipe.precision == "bf16",
+            logging_steps=watch.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=watch.save_every or settings.steps,
+            save_total_limit=None,
+            eval_strategy="steps" if every else "no",
+            eval_steps=every or None,
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            report_to=list(watch.report_to),
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            ddp_find_unused_parameters=False,
             use_cpu=not torch.cuda.is_available(),
-        ) | more,
-    )  # fmt: skip
+        )
+        | more,
+    )
 
 
 def _low_adapters(base: Any) -> Any:
