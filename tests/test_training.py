@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ti
 
     running._loss = broken
     with pytest.raises(
-        QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is whole"
+        QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is complete"
     ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_folder, texts, tmp_pat
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
         QuietStarError,
-        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is whole",
+        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is complete",
     ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")

@@ -1,8 +1,8 @@
 """What thinking costs: ratios against plain transformers, measured in one process on one machine.
 
 Each pair is measured in turn (A B A B ...), so a machine whose speed drifts does not favour one side; the ratio is
-taken pair by pair and told as median with its smallest and largest value. Peak memory and start-up time belong to a
-whole process and are measured on fresh ones.
+taken pair by pair and reported as the median with the smallest and largest value. Peak memory and start-up time belong
+to a whole process and are measured in fresh ones.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(
 
     Args:
         name, dtype, device: how the fresh processes load the same model.
-        say: told what is being measured.
+        say: called with what is being measured.
     """
     if repeats < 1:
         raise QuietStarError(f"repeats must be at least 1, got {repeats}")

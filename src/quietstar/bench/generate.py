@@ -1,9 +1,9 @@
 """What generating with thoughts costs: plain generate, thinking one by one and speculatively, in one run.
 
 The three are measured in turn, on the same texts, as seconds a token behind a text that is already read; ratios are
-taken repeat by repeat and told as median with smallest and largest. How many drafts come true is told beside, because
-the speed of speculation hangs on it. The texts are the base model's own sampled answers: text of any length for any
-model, of four kinds, that is not one passage repeated (guesses would look too good).
+taken repeat by repeat and reported as the median with the smallest and largest. The share of drafted tokens accepted is
+reported with them, because the speed of speculation depends on it. The texts are the base model's own sampled answers:
+text of any length for any model, of four kinds, that is not one passage repeated (drafts would be accepted too often).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPENINGS = {
     "code": "Write a Python module with a stack, a queue and a binary tree, with tests for each.",
     "dialogue": "Write a long dialogue between a doctor and a patient who has a cold.",
 }
-_LAST_ANSWER = 32  # tokens of the answer that the measured generation goes on with
+_LAST_ANSWER = 32  # tokens of the answer that the measured generation continues with
 WEIGHTS = (0.05, 0.1, 0.25)  # fixed mixing weights at which the rules of acceptance are compared
 
 
@@ -134,7 +134,7 @@ def run(
         tokens: emitted tokens of each measurement. repeats: measurements of each, after one warm-up of all.
         speculate, mixing_weight, temperature: as in `GenerationSettings`; plain generate is always greedy.
         processes: measure peak memory too, in fresh processes that load `name` with `dtype` on `device`.
-        say: told what is being measured.
+        say: called with what is being measured.
     """
     for label, values in (("contexts", contexts), ("thought lengths", thought_lengths)):
         if not values:
@@ -263,7 +263,7 @@ def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
 
 
 def _row_cost(model: QuietStar, ids: list[int], length: int, repeats: int) -> Spread:
-    """What one more row adds to a pass of thinking, in passes over one row; `speculation.ROW_COST` stands for it."""
+    """What one more row adds to a pass of thinking, in passes over one row; `speculation.ROW_COST` is its value."""
     prefix, _ = model.read(torch.tensor([ids], device=model.device))
     last = torch.arange(len(ids) - UNEMBED_ROWS, len(ids), device=model.device)
     zero = torch.zeros_like(last)

@@ -164,7 +164,7 @@ class _Choice:
         if self._broken.count:
             told = f"{name}: {counted(self._broken.count, f'broken {unit}')}: {self._broken}"
             if self.rules.broken == "refuse":
-                raise QuietStarError(f"{told}; mend them, or leave them out with {option.format('broken')} skip")
+                raise QuietStarError(f"{told}; fix them, or skip them with {option.format('broken')} skip")
             notes.append(f"{told}; left out")
         if self.rules.only and self._rows:
             told = f"{name}: {option.format('only')} keeps {self._rows - self._unlike} of {counted(self._rows, unit)}"

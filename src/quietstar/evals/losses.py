@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class LossReport:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Args:
         losses: mean loss of "base", "own", "only" and each control.
@@ -81,13 +81,13 @@ class LossReport:
 
 @dataclass
 class _Encoded:
-    """A document as it is read: its tokens in windows, each behind the tokens that begin a text."""
+    """A document as it is read: its tokens in windows, each after the tokens that begin a text."""
 
     document: Document
     windows: list[list[int]]
 
     def hashes(self) -> dict[str, str]:
-        """What another report must have to be of the same text, cut into the same tokens."""
+        """Equal in two reports of the same text cut into the same tokens."""
         text = self.document.text.encode("utf-8", errors="surrogatepass")
         return {
             "text_hash": hashlib.sha256(text).hexdigest()[:16],
@@ -139,10 +139,10 @@ def evaluate(
     """Score every document with its own thoughts and with each control.
 
     Args:
-        window: tokens read at once; longer documents are cut into windows, each read for itself and each behind the
+        window: tokens read at once; longer documents are cut into windows, each read alone and after the
             tokens that the tokenizer puts before a text (they count as tokens of the window).
         max_tokens: read at most so many tokens of each document.
-        told: told the name of each document and the share of all tokens done.
+        told: called with the name of each document and the share of all tokens done.
 
     Raises:
         QuietStarError: a wrong value, or nothing to score.
@@ -350,18 +350,20 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
         )
     for mine, row in zip(rows, theirs, strict=True):
         if not row.get("text_hash") or not row.get("tokens_hash"):
-            raise QuietStarError("the other report does not say which tokens were scored (an older one); score it anew")
+            raise QuietStarError(
+                "the other report does not say which tokens were scored (it is an older one); score it again"
+            )
         if mine["text_hash"] != row["text_hash"]:
             raise QuietStarError(
                 f"{mine['document']} is another text in the other report; score both on the same texts"
             )
         if mine["tokens_hash"] != row["tokens_hash"] or mine["tokens"] != row.get("tokens"):
-            had = other.get("settings") if isinstance(other.get("settings"), dict) else {}
-            assert isinstance(had, dict)
+            found = other.get("settings")
+            before: dict[str, Any] = found if isinstance(found, dict) else {}
             cut = [
-                f"{name} {had.get(name)} there, {value} here"
+                f"{name} {before.get(name)} there, {value} here"
                 for name, value in settings.items()
-                if had.get(name) != value
+                if before.get(name) != value
             ]
             raise QuietStarError(
                 f"{mine['document']} has other tokens in the other report: "

@@ -99,7 +99,7 @@ def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda
 
     Names: "compute", "content" (only where something was said after the thought), "early_area", "early_area_only",
     "early:J" and "early_only:J" (1 where J tokens of the thought settle the next token), "garble", "greedy". Where a
-    place has several samples, each is measured for itself and the mean is given.
+    place has several samples, each is measured alone and the mean is given.
 
     Raises:
         QuietStarError: the run is of other weights, another precision or device, or its thoughts are not the model's
@@ -154,7 +154,7 @@ class _Prediction(NamedTuple):
 
 
 class _Rows:
-    """Thoughts of one length: where they stand, their tokens, and the text around them."""
+    """Thoughts of one length: their places, their tokens, and the text around them."""
 
     def __init__(
         self,
