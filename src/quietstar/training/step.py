@@ -505,7 +505,7 @@ class _Sums:
     def __init__(self, thinking: _Thinking, base: float) -> None:
         self.thinking, self.base = thinking, base
         self.mixed: Tensor | float = 0.0
-        self.policy = self.kl = self.reward = self.gain = self.weight = 0.0
+        self.policy = self.kl = self.reward = self.gain = self.mixing_weight = 0.0
 
     def add(self, part: Block) -> None:
         self.mixed = self.mixed + part.mixed
@@ -513,7 +513,7 @@ class _Sums:
         self.kl += part.kl.item()
         self.reward += part.reward.sum().item()
         self.gain += part.gain[..., 0].sum().item()
-        self.weight += part.mixing_weight[..., 0].sum().item()
+        self.mixing_weight += part.mixing_weight[..., 0].sum().item()
 
     def finish(self, tokens: int) -> StepReport:
         config, rows = self.thinking.config.objective, len(self.thinking) * self.thinking.config.samples
@@ -528,7 +528,7 @@ class _Sums:
             policy=self.policy,
             kl=self.kl,
             reward=self.reward / max(1, rows),
-            mixing_weight=self.weight / max(1, rows),
+            mixing_weight=self.mixing_weight / max(1, rows),
             tokens=tokens,
             rows=rows,
         )
