@@ -104,8 +104,8 @@ def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda
     """
     check_same(model, trace, f"load {trace.start.model}")
     check_computed(model, trace)
-    control = trace.start.settings.get("control") or "own"
-    if Control.parse(control).name not in ("own", "only"):
+    control = Control.parse(trace.start.settings.get("control") or "own")
+    if not control.keeps_own:
         raise QuietStarError(f"this run has no thoughts of the model's own to measure: {control} stood in their place")
     ids = torch.tensor([trace.ids], device=model.device)
     if not trace.thoughts or not ids.shape[1]:

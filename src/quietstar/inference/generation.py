@@ -275,7 +275,7 @@ class _Run:
             )
         )  # fmt: skip
         for row, m in enumerate(true):
-            thinks = asked[row] if self.thinker.control.name != "none" else None
+            thinks = asked[row] if self.thinker.control.thinks else None
             site = Site(hidden_ME[row], products_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
             self.sites[sequence[m]].append(site)
 

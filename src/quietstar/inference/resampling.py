@@ -99,8 +99,8 @@ def resample_ids(
     if n < 1:
         raise QuietStarError(f"n must be at least 1, got {n}")
     control = Control.parse(control)
-    if control.name == "none":
-        raise QuietStarError("control 'none' has no thought to resample; the prediction is the base prediction")
+    if not control.thinks:
+        raise QuietStarError(f"control '{control}' has no thought to resample; the prediction is the base prediction")
     length = model.config.thought_length if thought_length is None else thought_length
     temperature = thought_temperature if n > 1 or thought_temperature else None
     check_thinking(length, n, temperature)

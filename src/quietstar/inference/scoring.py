@@ -21,8 +21,7 @@ from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence
 from quietstar.errors import QuietStarError
 from quietstar.events import NoiseFloor
-from quietstar.inference import controls as interventions
-from quietstar.inference.controls import Control
+from quietstar.inference.controls import Control, Own
 from quietstar.text import pieces, text_of, visible
 
 _STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
@@ -191,16 +190,18 @@ def score_ids(
         advice="give fewer samples, shorter thoughts or less text at once",
         kept=(1 + len(controls)) * (12 * length + 40),
     )  # fmt: skip
+    wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
+    for one in wanted:
+        one.check(length)
     prefix, base_BNE = model.read(ids, lengths)
     place = Place.every(lengths, samples, ids.device)
-    wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
 
     floors: dict[float | None, NoiseFloor] = {}
 
     def run(one: Control, tokens: Tensor | None) -> Score:
         weight = mixing_weight if one.weight is None else one.weight
         floor = None
-        if one.name != "none" and len(place):
+        if one.thinks and len(place):
             if weight not in floors:
                 floors[weight] = noise.measure(model, prefix, noise.spread(lengths), ids, base_BNE, length, weight)
             floor = floors[weight]
@@ -208,7 +209,7 @@ def score_ids(
         table = _Table(model, prefix, base_BNE, ids, mask, samples, width, floor)
         for r in chunks(len(place), rows_at_once(prefix, length, samples)):
             thought = None
-            if one.name != "none":
+            if one.thinks:
                 thought = model.think(
                     prefix, place[r], length=length, temperature=temperature, seed=seed,
                     tokens=None if tokens is None else tokens[r],
@@ -216,36 +217,26 @@ def score_ids(
             table.fill(place[r], thought, weight)
         return table.score(str(one))
 
-    where = (place.sequence, place.position, place.sample)
     own_BNPT = None if thoughts is None else thoughts.to(ids.device)
     results: list[Score] = []
     sampled: Score | None = None
-    if own_BNPT is None and any(one.needs_thoughts for one in wanted):
-        sampled = run(Control("own"), None)
+    if own_BNPT is None and any(one.needs_own for one in wanted):
+        sampled = run(Own(), None)
         own_BNPT = sampled.thoughts
     for one in wanted:
-        if one.name == "own" and sampled is not None:
+        if one == Own() and sampled is not None:
             results.append(sampled)
             continue
-        if own_BNPT is None:  # none and filler need no thought of the model's
+        if own_BNPT is None:  # no control needs the model's own thoughts
             own = torch.zeros(len(place), length, dtype=torch.long, device=ids.device)
-        elif one.name == "donor":
-            own = _donated(model, own_BNPT, place, seed)
         else:
-            own = own_BNPT[where]
-        results.append(run(one, interventions.replace(one, own, seed, *where, model.filler_token)))
+            own = own_BNPT[place.sequence, one.source(place, seed), place.sample]
+        results.append(run(one, one.replace(own, place, seed, model.filler_token)))
     first = results[0]
     first.controls = {score.control: score for score in results[1:]}
     for score in results:
         score.tokenizer = model.tokenizer
     return first
-
-
-def _donated(model: ThinkingModel, own_BNPT: Tensor, place: Place, seed: int) -> Tensor:
-    """The thoughts (R, T) of earlier positions; filler at the first position."""
-    donor_R = interventions.donor_positions(seed, place.sequence, place.position)
-    given_RT = own_BNPT[place.sequence, donor_R.clamp_min(0), place.sample]
-    return torch.where(donor_R[:, None] >= 0, given_RT, model.filler_token)
 
 
 def check_thinking(length: int, samples: int, temperature: float | None, mixing_weight: float | None = None) -> None:

@@ -18,7 +18,6 @@ from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence, top
 from quietstar.errors import QuietStarError
 from quietstar.events import Choice, NoiseFloor, Sample, ThoughtEvent
-from quietstar.inference import controls as interventions
 from quietstar.inference.controls import Control
 from quietstar.inference.scoring import rows_at_once
 from quietstar.text import pieces
@@ -55,28 +54,27 @@ class Thinker:
     show: int = 5
 
     def __post_init__(self) -> None:
-        if self.control.name == "truncated" and (self.control.keep or 0) > self.length:
+        self.control.check(self.length)
+        if self.control.needs_earlier and self.forced is not None:
             raise QuietStarError(
-                f"control truncated:{self.control.keep} keeps more than the thought's {self.length} tokens"
+                f"thoughts= cannot be combined with the {self.control} control, which samples thoughts of its own"
             )
-        if self.control.name == "donor" and self.forced is not None:
-            raise QuietStarError("thoughts= and the donor control exclude each other: the donor's thought is sampled")
         self.weight = self.mixing_weight if self.control.weight is None else self.control.weight
 
     def check(self, ids: list[int]) -> None:
         """Refuse a text that cannot be thought behind."""
         if not ids:
             raise QuietStarError("the prompt is empty; give at least one token of text")
-        if self.control.name == "donor" and len(ids) < 2:
-            raise QuietStarError("the donor control needs a prompt of two tokens or more")
+        if self.control.needs_earlier and len(ids) < 2:
+            raise QuietStarError(f"the {self.control} control needs a prompt of two tokens or more")
         self.model.check_fits(len(ids), self.length, "prompt")
 
     @property
     def passes(self) -> int:
         """How many passes of the model, one after another, a thought takes."""
-        given = self.forced is not None or self.control.name == "filler"
-        replaced = self.control.name in ("shuffled", "donor", "truncated")
-        return 1 if given else max(2, self.length + 1) + replaced
+        known = self.forced is not None or (self.control.thinks and not self.control.needs_own)
+        replaced = self.control.needs_own and not self.control.keeps_own
+        return 1 if known else max(2, self.length + 1) + replaced
 
     def think(self, prefix: Prefix, sequence: list[int], position: list[int], step: list[int]) -> Thought:
         """Think P times at each of M places in parallel, all samples of a place together; M * P rows.
@@ -115,22 +113,25 @@ class Thinker:
         )  # fmt: skip
 
     def _controlled(self, prefix: Prefix, place: Place, given: Tensor | None) -> Thought:
-        """Think at `place`, or put there what the control says; `given` tokens (R, T) stand for own ones."""
+        """Think at `place` with the control's thoughts, made of the own ones or of the `given` tokens (R, T)."""
         model, control = self.model, self.control
-        settings = dict(length=self.length, temperature=self.temperature, seed=self.seed)
-        if control.name not in ("own", "only"):
-            where = place
-            if control.name == "donor":  # a thought the model has at some earlier position of the same text
-                earlier = interventions.donor_positions(self.seed, place.sequence, place.position)
-                where = Place(place.sequence, earlier.clamp_min(0), place.sample)
-            if control.name == "filler":
-                given = torch.zeros(len(place), self.length, dtype=torch.long, device=model.device)
-            elif given is None:
-                given = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
-            given = interventions.replace(
-                control, given, self.seed, place.sequence, place.position, place.sample, model.filler_token
+
+        def think(where: Place, tokens: Tensor | None) -> Thought:
+            return model.think(
+                prefix, where, length=self.length, temperature=self.temperature, seed=self.seed, tokens=tokens
             )
-        return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
+
+        if control.keeps_own:
+            return think(place, given)
+        # 1. The own thoughts that the control starts from, sampled unless they are given or not needed.
+        if not control.needs_own:
+            own = torch.zeros(len(place), self.length, dtype=torch.long, device=model.device)
+        elif given is not None:
+            own = given
+        else:
+            own = think(Place(place.sequence, control.source(place, self.seed), place.sample), None).tokens
+        # 2. What the control makes of them, thought at the places themselves.
+        return think(place, control.replace(own, place, self.seed, model.filler_token))
 
     def predictions(
         self, base_ME: Tensor, products_MV: Tensor, thought_RE: Tensor, position: list[int]
