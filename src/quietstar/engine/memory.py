@@ -113,9 +113,9 @@ def thinking(
     per_token = 2 * layers * states * size * item
     longest = max(lengths)
     text = len(lengths) * longest * (2 * per_token + 12 * width * item) + len(lengths) * longest * longest
-    alive = max(samples, min(rows, 256))
+    alive = max(samples, min(rows, model.budget.most_rows))
     thoughts = alive * ((length + 2) * per_token + heads * (longest + length) * 8 + 8 * width * item)
-    logits = max(samples, min(rows, 32)) * model.vocabulary * _LOGITS
+    logits = max(samples, min(rows, model.budget.logit_rows)) * model.vocabulary * _LOGITS
     have = None
     if model.device.type == "cuda":
         have = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device)

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from quietstar.engine import families
+from quietstar.engine import budgets, families
+from quietstar.engine.budgets import Budget
 from quietstar.engine.mixing import Markers, MixingHead, mix
 from quietstar.engine.rows import Prefix, Rows
 from quietstar.engine.sampling import THOUGHT, ban, choose, uniforms
 from quietstar.errors import QuietStarError
-
-UNEMBED_ROWS = 32  # rows of full-vocabulary logits alive at once; small, so that they stay in the cache
 
 
 class QuietStarConfig(PretrainedConfig):
@@ -144,6 +143,11 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def decoder_lm(self) -> PreTrainedModel:
         """The base causal LM itself, adapters (if any) inside it."""
         return _unwrapped(self.base)
+
+    @property
+    def budget(self) -> Budget:
+        """How much is computed at once on this model's device."""
+        return budgets.of(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, (..., E)."""
@@ -298,7 +302,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         rows = Rows(prefix, place.sequence, place.position + 1)
         hidden_RLE = rows.extend(self.wrapped(tokens))
         logprobs = torch.zeros(tokens.shape, device=tokens.device)
-        for r in chunks(len(place), UNEMBED_ROWS // max(1, tokens.shape[1]) + 1):
+        for r in chunks(len(place), self.budget.logit_rows // max(1, tokens.shape[1]) + 1):
             if tokens.shape[1]:
                 all_logprobs = torch.log_softmax(self.logits(hidden_RLE[r, :-2]), dim=-1)
                 logprobs[r] = all_logprobs.gather(-1, tokens[r, :, None])[..., 0]
@@ -313,11 +317,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def _choose(
         self, hidden: Tensor, uniform: Tensor | None, temperature: float, position: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Choose a token a row from hidden states (R, E); ids and their log-probabilities, (R,) each."""
         parts = []
-        for r in chunks(hidden.shape[0], 4 * UNEMBED_ROWS):  # one product ...
+        for r in chunks(hidden.shape[0], self.budget.product_rows):  # one product ...
             products_RV = self.products(hidden[r], position[r])
             uniform_R = None if uniform is None else uniform[r]
-            for q in chunks(products_RV.shape[0], UNEMBED_ROWS):  # ... and the rest in smaller parts
+            for q in chunks(products_RV.shape[0], self.budget.logit_rows):  # ... and the rest in smaller parts
                 logits = ban(families.shaped(self.decoder_lm, products_RV[q]), self.config.marker_ids)
                 parts.append(choose(logits, None if uniform_R is None else uniform_R[q], temperature))
         return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])

@@ -39,6 +39,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from quietstar.engine import budgets
 from quietstar.errors import QuietStarError, UnsupportedModel
 
 _NAME = "quietstar_rows_over_"
@@ -59,7 +60,6 @@ _HARMLESS_KEYWORDS = {
     "logits_to_keep",
     "num_items_in_batch",
 }
-_CAPACITY_STEP = 256  # the prefix's buffers grow by so many tokens at a time, so that a token rarely moves them
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,18 @@ class Prefix:
     def batch(self) -> int:
         return len(self._lengths)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the states are."""
+        return self.length_B.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the key and value states of one token in all layers, estimated from those of the first layer."""
+        key = next(iter(self.layers.values())).key
+        assert key is not None
+        return 2 * len(self.layers) * key.shape[1] * key.shape[3] * key.element_size()
+
     def extend(self, embeds_BLE: Tensor, counts: list[int] | None = None) -> Tensor:
         """Append L tokens to every sequence and return their hidden states after the final norm, (B, L, E).
 
@@ -231,7 +243,8 @@ class Prefix:
         uniform = len(set(self._lengths)) == 1
         starts: Tensor | int = self._lengths[0] if uniform else self.length_B
         stop = max(self._lengths) + length
-        capacity = stop if states.key is None else math.ceil(stop / _CAPACITY_STEP) * _CAPACITY_STEP
+        growth = budgets.of(k.device).prefix_growth
+        capacity = stop if states.key is None else math.ceil(stop / growth) * growth
         states.append(k, v, starts, capacity)
         key_BKND, value_BKND = states.first(stop)
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from quietstar.arguments import checked
+from quietstar.engine import budgets
+from quietstar.engine.budgets import rows_at_once
 from quietstar.engine.identity import VERSION, identify, versions
-from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
+from quietstar.engine.model import Place, chunks
 from quietstar.engine.rows import Prefix, Rows
 from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError
@@ -24,7 +26,6 @@ from quietstar.evals.statistics import area_over, overlap
 from quietstar.events import Trace
 from quietstar.inference import controls as interventions
 from quietstar.inference.controls import Control
-from quietstar.inference.scoring import rows_at_once
 from quietstar.record import computed
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class _Rows:
         rows: list[tuple[int, int, int, list[int]]], between: Callable[[], None],
     ) -> None:  # fmt: skip
         self.model, self.prefix, self.between = model, prefix, between
+        self.logit_rows = budgets.of(model.device).logit_rows
         self.length = rows[0][0]
         position, sample = (torch.tensor([row[n] for row in rows], device=ids.device) for n in (1, 2))
         self.place = Place(torch.zeros_like(position), position, sample)
@@ -149,7 +151,7 @@ class _Rows:
             self.between()
             thought = self.model.think(self.prefix, self.place[r], length=thoughts.shape[1], tokens=thoughts[r])
             hidden_RE = thought.hidden
-            for q in chunks(len(hidden_RE), UNEMBED_ROWS):
+            for q in chunks(len(hidden_RE), self.logit_rows):
                 _, mixed_QV, only_QV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
                 said_Q1 = self.said_R[r][q].clamp_min(0)[:, None]
                 parts.append((mixed_QV.gather(-1, said_Q1)[:, 0], best(mixed_QV), best(only_QV)))
@@ -159,7 +161,7 @@ class _Rows:
     def base(self) -> Tensor:
         """Log-probability of the said token without a thought, (R,)."""
         parts = []
-        for r in chunks(len(self.place), UNEMBED_ROWS):
+        for r in chunks(len(self.place), self.logit_rows):
             base_RV = torch.log_softmax(self.model.logits(self.base_RE[r]), dim=-1)
             parts.append(base_RV.gather(-1, self.said_R[r].clamp_min(0)[:, None])[:, 0])
         return torch.cat(parts)
@@ -176,7 +178,7 @@ class _Rows:
                 hidden_RLE = torch.cat([hidden_RLE, rows.extend(self.model.embed(own[:, :-1]))], dim=1)
             each = [
                 torch.log_softmax(self.model.logits(hidden_RLE[q]), -1).gather(-1, own[q][..., None])[..., 0].mean(1)
-                for q in chunks(len(own), max(1, UNEMBED_ROWS // self.length))
+                for q in chunks(len(own), max(1, self.logit_rows // self.length))
             ]
             likely.append(torch.cat(each))
             greedy.append(self._greedy(place, self.base_RE[r]))
@@ -188,7 +190,7 @@ class _Rows:
         for j in range(self.length):
             self.between()
             chosen.append(
-                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), self.logit_rows)])
             )
             if j < self.length - 1:
                 hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quietstar.arguments import at_least, checked
 from quietstar.engine import memory, noise
-from quietstar.engine.model import UNEMBED_ROWS, ThinkingModel, chunks
+from quietstar.engine.model import ThinkingModel, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import flipped, kl_divergence
 from quietstar.errors import QuietStarError
@@ -122,7 +122,7 @@ def resample_ids(
     base_V = model.logprobs(products_1V)[0]
     thought = thinker.think(prefix, [0], [position], [0])
     parts = []
-    for r in chunks(n, UNEMBED_ROWS):
+    for r in chunks(n, model.budget.logit_rows):
         base_RE = hidden.expand(len(thought.hidden[r]), -1)
         products_RV = products_1V.expand(len(base_RE), -1)
         w_R, mixed_RV, only_RV = model.predict(

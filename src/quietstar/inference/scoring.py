@@ -16,16 +16,14 @@ from torch import Tensor
 
 from quietstar.arguments import checked
 from quietstar.engine import memory, noise
-from quietstar.engine.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
+from quietstar.engine.budgets import rows_at_once
+from quietstar.engine.model import Place, ThinkingModel, Thought, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence
 from quietstar.errors import QuietStarError
 from quietstar.events import NoiseFloor
 from quietstar.inference.controls import Control, Own
 from quietstar.text import pieces, text_of, visible
-
-_STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
-_MOST_ROWS = 256
 
 
 @checked
@@ -262,15 +260,6 @@ def default_temperature(temperature: float | None, samples: int) -> float:
     return 0.0 if samples == 1 else 1.0
 
 
-def rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
-    """How many rows think together, all samples of a position with it; bounded by memory, not by the text."""
-    states = next(iter(prefix.layers.values())).key
-    assert states is not None
-    per_row = 2 * len(prefix.layers) * states.shape[1] * states.shape[3] * states.element_size() * (length + 2)
-    rows = int(max(32, min(_MOST_ROWS, _STATE_BUDGET // max(1, per_row))))
-    return max(1, rows // samples) * samples
-
-
 class _Table:
     """Collects the numbers of one control, row by row, into (B, N - 1, P) tables."""
 
@@ -299,7 +288,7 @@ class _Table:
             where = (place.sequence, place.position, place.sample)
             self.thoughts[where] = thought.tokens
             self.token_logprobs[where] = thought.logprobs
-        step = max(1, UNEMBED_ROWS // self.samples) * self.samples  # all samples of a position together
+        step = max(1, self.model.budget.logit_rows // self.samples) * self.samples  # all samples of a position together
         for r in chunks(len(place), step):
             self._fill(place[r], None if thought is None else thought.hidden[r], weight)
 

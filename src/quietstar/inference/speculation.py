@@ -26,7 +26,7 @@ from quietstar.errors import QuietStarError
 
 AUTO = "auto"
 MOST_FIXED = 4096  # drafts that a person may ask for
-MOST_DRAFTS = 31  # of auto: with the position itself 32, whose logits make one chunk (model.UNEMBED_ROWS)
+MOST_DRAFTS = 31  # of auto: with the position itself 32, whose logits make one chunk (`budgets.CPU`)
 ROW_COST = 0.03  # what one more row adds to a pass, in passes over one row (`quietstar bench generate`: 0.031)
 GUESSES = 8  # most tokens guessed at once
 LONGEST = 3  # tokens that a guess looks back at

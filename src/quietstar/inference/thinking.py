@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quietstar.engine.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
+from quietstar.engine.budgets import rows_at_once
+from quietstar.engine.model import Place, ThinkingModel, Thought, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence, top
 from quietstar.errors import QuietStarError
 from quietstar.events import Choice, NoiseFloor, Sample, ThoughtEvent
 from quietstar.inference.controls import Control
-from quietstar.inference.scoring import rows_at_once
 from quietstar.text import pieces
 
 
@@ -143,7 +143,7 @@ class Thinker:
                 ends of the thoughts. position: (M,) where.
         """
         position_M = torch.tensor(position, device=base_ME.device)
-        for m in chunks(len(base_ME), max(1, UNEMBED_ROWS // self.samples)):
+        for m in chunks(len(base_ME), max(1, self.model.budget.logit_rows // self.samples)):
             r = slice(m.start * self.samples, m.stop * self.samples)
             w_R, mixed_RV, only_RV = self.model.predict(
                 base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight,
