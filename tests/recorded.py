@@ -89,7 +89,7 @@ def traces(draw) -> Trace:
         sequence,
     )  # fmt: skip
     if draw(st.booleans()):
-        made.add(NoiseFloor(draw(st.integers(1, 8)), draw(_REAL), draw(_REAL), draw(_REAL)))
+        made.add(NoiseFloor(draw(st.integers(1, 8)), *(draw(_REAL) for _ in range(3)), draw(st.none() | _REAL)))
     position = draw(st.integers(0, 3))
     for _ in range(draw(st.integers(0, 3))):
         if thinks := draw(st.booleans()):

@@ -258,6 +258,7 @@ def test_the_floor_is_told_once_before_the_first_thought_and_only_with_thoughts(
 def test_the_floor_is_rounding_and_no_more(family):
     model, _ = thinking(family)
     fine = model.score(IDS, thought_length=3).noise
+    assert 0 <= fine.gain < 1e-3
     assert fine.places == 8 and 0 <= fine.kl < 2e-4 and 0 < fine.logprob < 1e-3 and fine.weight < 1e-3
     coarse = half(family).score(IDS, thought_length=3).noise
     assert coarse.logprob > 10 * fine.logprob and coarse.kl > fine.kl and coarse.weight > fine.weight

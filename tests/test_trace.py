@@ -22,7 +22,7 @@ FRAMES = {
     "start": ["event", "schema", "version", "model", "base", "dtype", "device", "untrained", "prompts", "prompt_ids",
               "chat", "settings", "phase", "identity", "versions",
               "asked"],
-    "noise": ["event", "places", "kl", "logprob", "weight"],
+    "noise": ["event", "places", "kl", "logprob", "weight", "gain"],
     "thought": ["event", "sequence", "position", "trigger", "control", "samples", "weight", "base", "mixed", "only",
                 "flipped", "kl", "entropy", "base_logprob", "mixed_logprob", "only_logprob"],
     "token": ["event", "sequence", "position", "id", "text", "logprob", "thought"],
@@ -84,7 +84,14 @@ def test_the_noise_floor_stands_before_the_first_thought_and_ranks():
     trace.add(NoiseFloor(8, 0.2, 0.01, 0.001))
     assert [e.event for e in trace.events] == ["start", "noise", "thought", "token", "thought"]
     assert [trace.above_noise(t) for t in trace.thoughts] == [False, True]  # 0.2 is no more than rounding
-    assert trace.to_dict()["noise"] == {"event": "noise", "places": 8, "kl": 0.2, "logprob": 0.01, "weight": 0.001}
+    assert trace.to_dict()["noise"] == {
+        "event": "noise",
+        "places": 8,
+        "kl": 0.2,
+        "logprob": 0.01,
+        "weight": 0.001,
+        "gain": None,
+    }
     assert Trace.collect(trace.events) == [trace]
     bare = Trace(trace.start, noise=trace.noise)
     assert [e.event for e in bare.events] == ["start", "noise"]

@@ -158,6 +158,8 @@ class NoiseFloor(Event):
         logprob: nats; largest change of a log-probability of the likeliest tokens, without, with or from only a
             thought.
         weight: largest change of the mixing weight w.
+        gain: nats; largest change of a gain, the log-probability of one of these tokens with the thought minus without,
+            both of one reading: far smaller than that of a log-probability. None where it was not measured.
     """
 
     event: ClassVar[str] = "noise"
@@ -165,6 +167,7 @@ class NoiseFloor(Event):
     kl: float
     logprob: float
     weight: float
+    gain: float | None = None
 
 
 @dataclass

@@ -159,10 +159,12 @@ def noise(traces: Sequence[Trace]) -> str:
     if not known or len(known) < len(traces):
         return UNMEASURED
     kl, logprob, weight = (max(getattr(one, name) for one in known) for name in ("kl", "logprob", "weight"))
+    gains = [one.gain for one in known if one.gain is not None]
+    gain = f", gain {max(gains):.2g}" if len(gains) == len(known) else ""
     places = sum(one.places for one in known)
     return (
-        f"noise floor: kl {kl:.2g}, log-probability {logprob:.2g}, w {weight:.2g}: what reading the same place again "
-        f"in another batch changes, measured at {places} {'place' if places == 1 else 'places'}"
+        f"noise floor: kl {kl:.2g}, log-probability {logprob:.2g}, w {weight:.2g}{gain}: what reading the same place "
+        f"again in another batch changes, measured at {places} {'place' if places == 1 else 'places'}"
     )
 
 
@@ -211,7 +213,7 @@ def tinted(trace: Trace, measure: str) -> Text:
     found = {thought.position + 1: getattr(thought, measure) for thought in trace.thoughts}
     flips = {thought.position + 1 for thought in trace.thoughts if trace.changed(thought)}
     limit = noise_of(trace, measure)
-    if measure == "gain":  # its noise is not known; what lies within that of KL has none
+    if measure == "gain":  # a thought that moved nothing has no gain
         found |= {thought.position + 1: None for thought in trace.thoughts if not trace.above_noise(thought)}
     out = Text()
     for token in trace.tokens:
@@ -228,8 +230,8 @@ def tinted(trace: Trace, measure: str) -> Text:
 
 def noise_of(trace: Trace, measure: str) -> float | None:
     """Up to what size a measure is rounding, None where that is unknown or the measure is no difference."""
-    name = {"kl": "kl", "weight": "weight"}.get(measure)
-    return None if trace.noise is None or name is None else float(getattr(trace.noise, name))
+    found: float | None = getattr(trace.noise, measure, None) if measure in ("kl", "weight", "gain") else None
+    return found
 
 
 def legend(measure: str) -> Text:

@@ -73,10 +73,16 @@ def measure(
         values, index = top(before, _TOP)
         seen = values > -torch.inf
         changes.append((values - after.gather(-1, index))[seen].abs())
+    likely = torch.cat([top(predictions, _TOP)[1] for predictions in one[1:3]], dim=-1)  # without and with the thought
+    gains = [(mixed - base).gather(-1, likely) for _, base, mixed, _ in readings]
+    changed = (gains[0] - gains[1]).abs()
     return NoiseFloor(
-        places=count, kl=float((kl_divergence(one[2], one[1]) - kl_divergence(other[2], other[1])).abs().max()),
-        logprob=float(torch.cat(changes).max()), weight=float((one[0] - other[0]).abs().max()),
-    )  # fmt: skip
+        places=count,
+        kl=float((kl_divergence(one[2], one[1]) - kl_divergence(other[2], other[1])).abs().max()),
+        logprob=float(torch.cat(changes).max()),
+        weight=float((one[0] - other[0]).abs().max()),
+        gain=float(changed[changed.isfinite()].max()),
+    )
 
 
 def _again(

@@ -206,7 +206,8 @@ def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
     known = [one for one in noises if one is not None]
     if not known or len(known) < len(noises):
         return None
-    return {name: max(float(getattr(one, name)) for one in known) for name in ("kl", "logprob", "weight")}
+    found = {name: [getattr(one, name) for one in known] for name in ("kl", "logprob", "weight", "gain")}
+    return {name: float(max(values)) for name, values in found.items() if None not in values}
 
 
 def _columns(score: Score) -> dict[str, np.ndarray]:

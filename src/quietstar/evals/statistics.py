@@ -167,9 +167,8 @@ _QUIET = "Zelikman et al. 2024, arXiv 2403.09629"
 _LANHAM = "Lanham et al. 2023, arXiv 2307.13702"
 _HERE = "quietstar"
 
-# Which noise of a run (`NoiseFloor`) a measure has. A gain has none: both of its log-probabilities are of one reading,
-# so that most of the noise that each has is the same in both.
-FLOORS = {"weight": "weight", "kl": "kl"}
+# Which noise of a run (`NoiseFloor`) a measure has.
+FLOORS = {"weight": "weight", "kl": "kl", "gain": "gain"}
 
 MEASURES: dict[str, Measure] = {
     one.name: one
@@ -294,7 +293,8 @@ def floor_of(measure: str, noises: Iterable[NoiseFloor | None]) -> float | None:
     known = [one for one in every if one is not None]
     if measure not in FLOORS or not known or len(known) < len(every):
         return None
-    return max(float(getattr(one, FLOORS[measure])) for one in known)
+    found = [getattr(one, FLOORS[measure]) for one in known]
+    return None if None in found else float(max(found))
 
 
 def _statistic(

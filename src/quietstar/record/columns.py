@@ -130,7 +130,7 @@ def noise_row(event: NoiseFloor) -> dict[str, Any]:
     """The noise floor as columns of `runs`."""
     return {
         "noise_places": event.places, "noise_kl": real(event.kl), "noise_logprob": real(event.logprob),
-        "noise_weight": real(event.weight),
+        "noise_weight": real(event.weight), "noise_gain": None if event.gain is None else real(event.gain),
     }  # fmt: skip
 
 
@@ -139,7 +139,11 @@ def noise_of(row: Row) -> NoiseFloor | None:
     if row["noise_places"] is None:
         return None
     return NoiseFloor(
-        row["noise_places"], number(row["noise_kl"]), number(row["noise_logprob"]), number(row["noise_weight"])
+        row["noise_places"],
+        number(row["noise_kl"]),
+        number(row["noise_logprob"]),
+        number(row["noise_weight"]),
+        row["noise_gain"],
     )
 
 

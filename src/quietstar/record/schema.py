@@ -203,6 +203,7 @@ _NOISE = """
 ALTER TABLE runs ADD COLUMN noise_kl REAL;       -- largest change of KL(mixed || base) by rounding alone, nats
 ALTER TABLE runs ADD COLUMN noise_logprob REAL;  -- of a log-probability, nats
 ALTER TABLE runs ADD COLUMN noise_weight REAL;   -- of the mixing weight w
+ALTER TABLE runs ADD COLUMN noise_gain REAL;     -- of a gain, nats
 ALTER TABLE runs ADD COLUMN noise_places INTEGER;  -- places read twice to find out; NULL where nobody did
 """
 

@@ -4,7 +4,7 @@
 import { real_of } from "./dom.js";
 import { step } from "./scale.js";
 
-const FLOORS = { kl: "kl", logprob: "logprob", weight: "weight" }; // which noise a measure of a thought has
+const FLOORS = { kl: "kl", logprob: "logprob", weight: "weight", gain: "gain" }; // which noise a measure of a thought has
 
 export class Run {
   constructor(head = {}) {
@@ -103,7 +103,7 @@ export function ending(text, width) {
 
 function noise_of(found) {
   if (!found || real_of(found.kl) === null) return null;
-  return { kl: real_of(found.kl), logprob: real_of(found.logprob), weight: real_of(found.weight), places: found.places };
+  return { kl: real_of(found.kl), logprob: real_of(found.logprob), weight: real_of(found.weight), gain: real_of(found.gain ?? null), places: found.places };
 }
 
 // What a token can be tinted by.
@@ -120,8 +120,8 @@ export function valueOf(run, token, measure) {
   return run.thoughts.get(token.position - 1)?.[measure] ?? null;
 }
 
-// The step of a token on the scale of a measure, 0 within the run's noise floor; for a gain, whose own noise is not
-// known, within that of KL.
+// The step of a token on the scale of a measure, 0 within the run's noise floor; a thought whose KL lies within it has
+// no gain either.
 export function stepOf(run, token, measure) {
   const thought = run.thoughts.get(token.position - 1);
   if (measure === "gain" && thought && !run.above(thought)) return 0;
