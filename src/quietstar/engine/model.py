@@ -8,7 +8,7 @@ E hidden size · V vocabulary. Position i is the place after token i; what happe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,25 @@ class Thought:
     tokens: Tensor
     logprobs: Tensor
     hidden: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> Thought:
+        return Thought(self.tokens[rows], self.logprobs[rows], self.hidden[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Thought]) -> Thought:
+        """The rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.logprobs for part in parts]),
+            torch.cat([part.hidden for part in parts]),
+        )
+
+    def split(self, counts: list[int]) -> list[Thought]:
+        """Parts of so many rows each."""
+        columns = self.tokens.split(counts), self.logprobs.split(counts), self.hidden.split(counts)
+        return [Thought(*part) for part in zip(*columns, strict=True)]
 
 
 class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
