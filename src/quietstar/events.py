@@ -309,12 +309,15 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
         return {
-            "start": self.start.to_dict(), "sequence": self.sequence, "text": self.text, "ids": self.ids,
+            "start": self.start.to_dict(),
+            "sequence": self.sequence,
+            "text": self.text,
+            "ids": self.ids,
             "noise": None if self.noise is None else self.noise.to_dict(),
             "thoughts": [thought.to_dict() for thought in self.thoughts],
             "tokens": [token.to_dict() for token in self.tokens],
             "end": None if self.end is None else self.end.to_dict(),
-        }  # fmt: skip
+        }
 
     def to_pandas(self) -> Any:
         """A data frame with one row a thought."""
@@ -322,13 +325,22 @@ class Trace:
 
         return pd.DataFrame(
             {
-                "position": t.position, "context": self.context(t.position), "thought": t.samples[0].text,
-                "trigger": t.trigger, "control": t.control, "weight": t.weight, "without": t.base[0].text,
-                "with": t.mixed[0].text, "only": t.only[0].text, "flipped": t.flipped, "kl": t.kl, "entropy": t.entropy,
+                "position": t.position,
+                "context": self.context(t.position),
+                "thought": t.samples[0].text,
+                "trigger": t.trigger,
+                "control": t.control,
+                "weight": t.weight,
+                "without": t.base[0].text,
+                "with": t.mixed[0].text,
+                "only": t.only[0].text,
+                "flipped": t.flipped,
+                "kl": t.kl,
+                "entropy": t.entropy,
                 "gain": t.gain,
             }
             for t in self.thoughts
-        )  # fmt: skip
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: whatever was registered with `show_in_notebooks`, the plain text without it."""

@@ -97,10 +97,13 @@ def identify(model: ThinkingModel, version: int = 2) -> Identity:
     if version == 1:
         lora = {key: value for key, value in base.named_parameters() if "lora_" in key} if adapted else {}
         return Identity(
-            revision=model.revision, base_revision=model.config.base_revision, base_hash=fingerprint_1(inner),
-            head_hash=_digest_1(trained, torch.float32), adapter="+".join(active),
+            revision=model.revision,
+            base_revision=model.config.base_revision,
+            base_hash=fingerprint_1(inner),
+            head_hash=_digest_1(trained, torch.float32),
+            adapter="+".join(active),
             adapter_hash=_digest_1(lora, torch.float32) if lora else "",
-        )  # fmt: skip
+        )
     own = {name: digest(value) for name, value in adapters.own_tensors(base, inner).items()}
     if own:
         own["active"] = repr((active, [getattr(m, "_disable_adapters", None) for m in inner.modules()])).encode()
@@ -117,9 +120,11 @@ def identify(model: ThinkingModel, version: int = 2) -> Identity:
 def versions() -> dict[str, str]:
     """Versions of what computed a run."""
     return {
-        "quietstar": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "quietstar": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-    }  # fmt: skip
+    }
 
 
 # -- version 1: folders and records written before ---------------------------------------------------------------------

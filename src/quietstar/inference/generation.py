@@ -116,13 +116,22 @@ def stream_ids(
     thinker = run.thinker
     name = model.config.name_or_path or model.config.base_name or "quietstar"
     yield Start(
-        schema=SCHEMA_VERSION, version=__version__, model=name,
-        base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
-        device=str(model.device), untrained=model.head.untrained and thinker.weight is None,
-        prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
+        schema=SCHEMA_VERSION,
+        version=__version__,
+        model=name,
+        base=model.config.base_name or "",
+        dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
+        device=str(model.device),
+        untrained=model.head.untrained and thinker.weight is None,
+        prompts=texts or ["" for _ in prompts],
+        prompt_ids=[list(ids) for ids in prompts],
+        chat=chat,
         settings=_plain(settings) | {"thought_length": thinker.length, "thought_temperature": thinker.temperature},
-        phase=phase, identity=identify(model), versions=versions(), asked=asked or ["" for _ in prompts],
-    )  # fmt: skip
+        phase=phase,
+        identity=identify(model),
+        versions=versions(),
+        asked=asked or ["" for _ in prompts],
+    )
     yield from run.events()
 
 
@@ -151,9 +160,16 @@ class _Run:
                 )
             length = forced.shape[3]
         self.thinker = Thinker(
-            model, length, settings.samples, default_temperature(settings.thought_temperature, settings.samples),
-            settings.seed, Control.parse(settings.control), settings.mixing_weight, forced, settings.show,
-        )  # fmt: skip
+            model,
+            length=length,
+            samples=settings.samples,
+            temperature=default_temperature(settings.thought_temperature, settings.samples),
+            seed=settings.seed,
+            control=Control.parse(settings.control),
+            mixing_weight=settings.mixing_weight,
+            forced=forced,
+            show=settings.show,
+        )
         self.trigger = Trigger.parse(settings.trigger)
         if self.trigger.needs_marker and not model.config.marker_ids:
             raise QuietStarError(
@@ -165,9 +181,14 @@ class _Run:
         drafts = speculation.MOST_DRAFTS if settings.speculate == speculation.AUTO else int(settings.speculate)
         places = len(prompts) * min(drafts + 1, settings.max_new_tokens)
         memory.thinking(
-            model, [len(ids) for ids in prompts], places * settings.samples, length, samples=settings.samples,
-            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts", kept=12 * length,
-        )  # fmt: skip
+            model,
+            lengths=[len(ids) for ids in prompts],
+            rows=places * settings.samples,
+            length=length,
+            samples=settings.samples,
+            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts",
+            kept=12 * length,
+        )
         self.limit = model.context_limit or math.inf
         self.stop_ids = frozenset(model_stop_ids(model) if settings.stop_ids is None else settings.stop_ids)
         self.suppression = suppression_of(model, self.stop_ids)
@@ -425,9 +446,13 @@ class _Run:
             speaker.reason = "stop"
             return speaker.release()
         event = TokenEvent(
-            sequence=speaker.sequence, position=len(speaker.ids), id=token, text="", logprob=float(mixed_V[token]),
+            sequence=speaker.sequence,
+            position=len(speaker.ids),
+            id=token,
+            text="",
+            logprob=float(mixed_V[token]),
             thought=thought,
-        )  # fmt: skip
+        )
         last = speaker.emitted + 1 == self.settings.max_new_tokens
         out = speaker.push(event, last)
         if speaker.reason is None and len(speaker.ids) + self.thinker.length + 2 > self.limit:

@@ -25,6 +25,19 @@ from quietstar.events import NoiseFloor
 from quietstar.inference.controls import Control, Own
 from quietstar.text import pieces, text_of, visible
 
+_BY_POSITION = (  # fields of a score with one entry for each position that predicts a token
+    "base_logprobs",
+    "mixed_logprobs",
+    "thought_logprobs",
+    "mixing_weight",
+    "kl",
+    "entropy",
+    "flipped",
+    "thoughts",
+    "token_logprobs",
+    "sample_mixed_logprobs",
+)
+
 
 @checked
 @dataclass
@@ -117,8 +130,7 @@ class Score:
         for b in range(self.ids.shape[0]):
             span = self._span(b)
             row: dict[str, Any] = {"ids": self.ids[b, span].tolist()}
-            for name in ("base_logprobs", "mixed_logprobs", "thought_logprobs", "mixing_weight", "kl", "entropy",
-                         "flipped", "thoughts", "token_logprobs", "sample_mixed_logprobs"):  # fmt: skip
+            for name in _BY_POSITION:
                 row[name] = getattr(self, name)[b, span.start : max(span.start, span.stop - 1)].tolist()
             out["sequences"].append(row)
         if self.controls:
@@ -136,13 +148,18 @@ class Score:
             texts = pieces(self.tokenizer, ids) if self.tokenizer is not None else [str(i) for i in ids]
             for i in range(span.start, span.stop - 1):
                 record = {
-                    "sequence": b, "position": i - span.start,
-                    "token": texts[i - span.start], "next_token": texts[i - span.start + 1],
-                    "base": float(self.base_logprobs[b, i]), "mixed": float(self.mixed_logprobs[b, i]),
-                    "thought_only": float(self.thought_logprobs[b, i]), "weight": float(self.mixing_weight[b, i]),
-                    "kl": float(self.kl[b, i]), "entropy": float(self.entropy[b, i]),
+                    "sequence": b,
+                    "position": i - span.start,
+                    "token": texts[i - span.start],
+                    "next_token": texts[i - span.start + 1],
+                    "base": float(self.base_logprobs[b, i]),
+                    "mixed": float(self.mixed_logprobs[b, i]),
+                    "thought_only": float(self.thought_logprobs[b, i]),
+                    "weight": float(self.mixing_weight[b, i]),
+                    "kl": float(self.kl[b, i]),
+                    "entropy": float(self.entropy[b, i]),
                     "flipped": bool(self.flipped[b, i]),
-                }  # fmt: skip
+                }
                 if self.tokenizer is not None and self.thoughts.shape[2]:
                     record["thought"] = self.thought_text(b, i)
                 for name, score in self.controls.items():
@@ -184,10 +201,14 @@ def score_ids(
     temperature = default_temperature(thought_temperature, samples)
     model.check_fits(max(lengths), length)
     memory.thinking(
-        model, lengths, samples * sum(lengths), length, samples=samples,
+        model,
+        lengths=lengths,
+        rows=samples * sum(lengths),
+        length=length,
+        samples=samples,
         advice="give fewer samples, shorter thoughts or less text at once",
         kept=(1 + len(controls)) * (12 * length + 40),
-    )  # fmt: skip
+    )
     wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
     for one in wanted:
         one.check(length)
@@ -209,9 +230,13 @@ def score_ids(
             thought = None
             if one.thinks:
                 thought = model.think(
-                    prefix, place[r], length=length, temperature=temperature, seed=seed,
+                    prefix,
+                    place[r],
+                    length=length,
+                    temperature=temperature,
+                    seed=seed,
                     tokens=None if tokens is None else tokens[r],
-                )  # fmt: skip
+                )
             table.fill(place[r], thought, weight)
         return table.score(str(one))
 
@@ -264,9 +289,16 @@ class _Table:
     """Collects the numbers of one control, row by row, into (B, N - 1, P) tables."""
 
     def __init__(
-        self, model: ThinkingModel, prefix: Prefix, base: Tensor, ids: Tensor, mask: Tensor, samples: int, length: int,
+        self,
+        model: ThinkingModel,
+        prefix: Prefix,
+        base: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        samples: int,
+        length: int,
         noise: NoiseFloor | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.noise = noise
         self.model, self.base, self.ids, self.mask = model, base, ids, mask
         shape = (ids.shape[0], max(0, ids.shape[1] - 1))
@@ -323,8 +355,18 @@ class _Table:
     def score(self, control: str) -> Score:
         together, only = (average(values[..., None])[..., 0] for values in (self.mixed, self.only))
         return Score(
-            ids=self.ids, mask=self.mask, base_logprobs=self.base_logprobs, mixed_logprobs=together,
-            thought_logprobs=only, mixing_weight=self.weight.mean(-1), kl=self.kl, entropy=self.entropy,
-            flipped=self.flips, thoughts=self.thoughts, token_logprobs=self.token_logprobs,
-            sample_mixed_logprobs=self.mixed, control=control, noise=self.noise,
-        )  # fmt: skip
+            ids=self.ids,
+            mask=self.mask,
+            base_logprobs=self.base_logprobs,
+            mixed_logprobs=together,
+            thought_logprobs=only,
+            mixing_weight=self.weight.mean(-1),
+            kl=self.kl,
+            entropy=self.entropy,
+            flipped=self.flips,
+            thoughts=self.thoughts,
+            token_logprobs=self.token_logprobs,
+            sample_mixed_logprobs=self.mixed,
+            control=control,
+            noise=self.noise,
+        )

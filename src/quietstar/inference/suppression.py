@@ -16,12 +16,23 @@ from torch import Tensor
 
 # settings of a generation config that change greedy output and that nothing here applies, with what changes nothing
 _UNUSED: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0), "min_length": (None, 0), "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None, {}), "num_beams": (None, 1), "guidance_scale": (None, 1.0), "penalty_alpha": (None, 0),
-    "stop_strings": (None, [], ()), "token_healing": (None, False), "watermarking_config": (None,),
-}  # fmt: skip
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "sequence_bias": (None, {}),
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1.0),
+    "penalty_alpha": (None, 0),
+    "stop_strings": (None, [], ()),
+    "token_healing": (None, False),
+    "watermarking_config": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,11 @@ class Suppression:
         single = tuple(word[0] for word in words if len(word) == 1 and word[0] not in stop_ids)
         unused = tuple(name for name, nothing in _UNUSED.items() if getattr(config, name, None) not in nothing)
         return cls(
-            ids("suppress_tokens") + single, ids("begin_suppress_tokens"),
-            tuple(word for word in words if len(word) > 1), unused,
-        )  # fmt: skip
+            ids("suppress_tokens") + single,
+            ids("begin_suppress_tokens"),
+            tuple(word for word in words if len(word) > 1),
+            unused,
+        )
 
     def __bool__(self) -> bool:
         return bool(self.always or self.first or self.sequences)
