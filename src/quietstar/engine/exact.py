@@ -1,4 +1,4 @@
-"""Products with half-precision weights in fp32: what bf16 or fp16 hidden states and weights say, to the last digit.
+"""Products with half-precision weights in fp32: the exact logits of bf16 or fp16 hidden states and weights.
 
 A bf16 product rounds its result to 8 bits, for logits of 16 to steps of 0.125 nats: coarser than most thoughts. The
 weights are read a block of rows at a time and computed with in fp32, so no second copy of them is kept that could

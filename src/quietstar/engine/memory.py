@@ -1,4 +1,4 @@
-"""How much memory work will need and how much there is: refused in one line before it begins, not killed in the middle.
+"""Estimates how much memory work needs and how much there is, so that it is refused before it begins, not killed.
 
 Estimates are upper bounds of the large parts (key/value states, logits of the vocabulary, what is kept of each thought)
 and leave out what every run needs. Knows counts and bytes; knows nothing about what is computed.
@@ -121,7 +121,7 @@ def thinking(
         have = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device)
         have -= torch.cuda.memory_allocated(model.device)
     need = text + thoughts + logits + rows * (width * item + kept + 24)
-    what = f"{rows} thoughts of {length} tokens behind {sum(lengths)} tokens of text"
+    what = f"{rows} thoughts of {length} tokens after {sum(lengths)} tokens of text"
     check(int(need), what, advice, have)
 
 
@@ -133,7 +133,7 @@ def _size(count: int) -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has had so far: of the device on CUDA, of the whole process elsewhere."""
+    """Peak memory of this process so far, in bytes: of the device on CUDA, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")  # where there is one: getrusage may count the parent's peak

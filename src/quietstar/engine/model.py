@@ -38,7 +38,7 @@ class QuietStarConfig(PretrainedConfig):
         adapters: their "names", which are "active", and whether they are switched "off".
         hidden_size: E of the base.
         thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
-        marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
+        marker_ids: vocabulary rows reserved for the markers, in checkpoints that reserve some; never sampled or
             predicted, and what the `marker` trigger looks for.
         filler_id: token that the `filler` control repeats.
         weight_floor: w is never below this; 0 is no floor.
@@ -181,7 +181,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         """What the output layer gives in fp32, (..., V), before the family's scaling and soft-cap; see `logprobs`.
 
         Raises:
-            QuietStarError: a product is not finite; `position` (...) says where.
+            QuietStarError: a product is not finite; the message names its `position` (...).
         """
         found = families.products(self.decoder_lm, hidden)
         self.check_finite(found, "logits", position)
@@ -192,7 +192,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return torch.log_softmax(ban(families.shaped(self.decoder_lm, products), self.config.marker_ids), dim=-1)
 
     def check_finite(self, values: Tensor, what: str, position: Tensor | None = None) -> None:
-        """Refuse numbers (..., n) that no prediction can be made from; `position` (...) says where they stand.
+        """Refuse numbers (..., n) that no prediction can be made from; `position` (...) is theirs, for the message.
 
         Raises:
             QuietStarError: nan or infinity among them.
@@ -216,10 +216,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def context_limit(self) -> int | None:
+        """The largest number of tokens of text and thought together; None where the base model states none."""
         return families.context_limit(self.decoder_lm)
 
     @property
     def vocabulary(self) -> int:
+        """V, the number of rows of the output layer."""
         return int(self.decoder_lm.get_output_embeddings().weight.shape[0])
 
     @property
@@ -234,7 +236,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return 0
 
     def check_fits(self, tokens: int, thought_length: int, what: str = "text") -> None:
-        """Refuse what the base model's positions cannot hold: the text, and a thought with its markers behind it."""
+        """Refuse a text that, with a thought and its markers after it, exceeds the base model's context."""
         limit = self.context_limit
         needed = tokens + thought_length + 2
         if limit is not None and needed > limit:
@@ -279,12 +281,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             temperature: of the thought tokens; 0 is greedy.
             seed: randomness; each draw depends on the seed and its place alone.
             tokens: thought tokens (R, T) to think instead of sampling; then one pass serves the whole thought.
-            names: (B,) what stands for each sequence in the random numbers; its index in the batch when left out.
+            names: (B,) the key of each sequence in the random numbers; its index in the batch when left out.
             close: False leaves out the end marker, for callers who want the tokens only; `hidden` is then of no use.
         """
         if tokens is not None:
             return self._rethink(prefix, place, tokens)
-        # the start marker says the same to all samples of a place: run it once for each and share its states
+        # the start marker gives the same states for all samples of a place: run it once for each place and share them
         places_2U, row_of_R = torch.stack([place.sequence, place.position]).unique_consecutive(
             dim=1, return_inverse=True
         )
@@ -371,7 +373,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What R thoughts make of the next token, in fp32.
 
-        A product with the output layer is linear, so states are mixed behind it: w (thought - base) is added to the
+        A product with the output layer is linear, so predictions are mixed after it: w (thought - base) is added to the
         base's products, and a small difference is not lost between two large roundings.
 
         Args:
@@ -411,7 +413,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
         Args:
             prefix: the visible text. place: where the R rows stand; thoughts: their tokens (R, T).
-            ids: visible tokens (B, N), from which the A - 1 tokens after each position are teacher-forced behind the
+            ids: visible tokens (B, N), from which the A - 1 tokens after each position are teacher-forced after the
                 end marker (A is `lookahead`).
             hide_near: how many of the last visible tokens the end marker and what follows cannot see.
 
@@ -434,7 +436,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             ids: visible tokens (B, N), real ones first.
             mask: True at real tokens (B, N).
             thoughts: thought tokens (B, N, P, T).
-            lookahead: A; the A - 1 tokens after position i are teacher-forced behind the end marker.
+            lookahead: A; the A - 1 tokens after position i are teacher-forced after the end marker.
 
         Returns:
             base hidden states (B, N, E) and row hidden states (B, N, P, T + 1 + A, E), see `ahead`.

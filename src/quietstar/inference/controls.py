@@ -42,13 +42,13 @@ class Control:
     overrides `replace`.
 
     Args:
-        number: the number behind the name, as in truncated:3; None where the control takes none.
+        number: the number after the name, as in truncated:3; None where the control takes none.
     """
 
     number: int | None = None
 
     name: ClassVar[str]
-    number_name: ClassVar[str | None] = None  # stands for the number in messages; None: the control takes no number
+    number_name: ClassVar[str | None] = None  # a letter for the number in messages; None: the control takes none
     weight: ClassVar[float | None] = None  # the mixing weight w it forces; None leaves it to the mixing head
     thinks: ClassVar[bool] = True  # False: predictions are the base predictions, no thought is run
     needs_own: ClassVar[bool] = True  # False: the model's own thoughts need not be sampled

@@ -7,7 +7,7 @@ with no drafts. Top down (`_Run`):
 1. `_read` runs the prompts; then `_settle` and `_advance` take turns until every sequence has ended.
 2. `_settle` emits what can be emitted: sites without a thought at once (`_emit`), and once enough tokens are drafted,
    thinks at all waiting sites in parallel (`_think`) and emits up to the first rejected draft.
-3. `_advance` runs the next token of each sequence through the base model, with candidates for its next drafts behind it
+3. `_advance` runs the next token of each sequence through the base model, with candidates for its next drafts after it
    (`_next`), and makes a site of each position whose candidate is verified (`_observe`).
 
 Knows the model, triggers and events; knows nothing about files, terminals or chat templates.
@@ -246,7 +246,7 @@ class _Run:
         self._observe({speaker: speaker.ids[-1:] for speaker in self.speakers}, hidden_B1E)
 
     def _advance(self) -> None:
-        """Run the next token of each sequence that has room, and the candidates behind it, through the base model."""
+        """Run the next token of each sequence that has room, and the candidates after it, through the base model."""
         tokens = {s: self._next(s) for s in self.speakers if s.reason is None and self._room(s)}
         ids = torch.zeros(len(self.speakers), max(map(len, tokens.values())), dtype=torch.long)
         counts = [0] * len(self.speakers)
@@ -269,12 +269,12 @@ class _Run:
         """Make a site of each position that these tokens lead to: its base prediction, its draft, whether to think.
 
         Args:
-            tokens: for each sequence its next token and the candidates behind it, which are verified here.
+            tokens: for each sequence its next token and the candidates after it, which are verified here.
             hidden_BLE: base hidden states at these tokens.
         """
         model, settings = self.model, self.settings
 
-        # 1. The M positions behind all these tokens, and the base prediction at each.
+        # 1. The M positions after all these tokens, and the base prediction at each.
         ahead = [(s, n) for s, following in tokens.items() for n in range(len(following))]
         hidden_ME = hidden_BLE[[s.sequence for s, _ in ahead], [n for _, n in ahead]]
         sequence = [s.sequence for s, _ in ahead]
@@ -463,7 +463,7 @@ class _Run:
 
 
 def suppression_of(model: ThinkingModel, stop_ids: frozenset[int]) -> Suppression:
-    """What the base's generation config forbids to say; its settings that are not used are named in one warning."""
+    """Tokens that the base's generation config suppresses; its settings that are not used are named in one warning."""
     config = getattr(model.decoder_lm, "generation_config", None)
     found = Suppression.of(config, model.vocabulary, tuple(stop_ids))
     if found.unused:

@@ -44,8 +44,8 @@ _BY_POSITION = (  # fields of a score with one entry for each position that pred
 class Score:
     """Predictions of a text's true next tokens; position i predicts token i + 1. All in nats.
 
-    Where a sequence is padding the numbers are NaN, so that a mean which forgets them shows it. With several samples
-    the mixed (thought-only) probability is the mean over the samples' probabilities: log-mean-exp.
+    Where a sequence is padding the numbers are NaN, so that a mean that includes them is NaN, too. With several
+    samples the mixed (thought-only) probability is the mean over the samples' probabilities: log-mean-exp.
 
     Args:
         ids: (B, N) tokens, real ones first. mask: (B, N) True at real tokens.
@@ -60,7 +60,7 @@ class Score:
         thoughts: (B, N - 1, P, T) tokens; -1 in padding.
         token_logprobs: (B, N - 1, P, T) log-probability of each thought token when it was thought.
         sample_mixed_logprobs: (B, N - 1, P) as mixed_logprobs, each sample alone.
-        control: which control these numbers belong to ("own" unless asked).
+        control: which control these numbers belong to.
         controls: further controls computed on the same thoughts, by name.
         noise: what rounding alone changes in these numbers; None where nothing was thought.
     """
@@ -93,7 +93,7 @@ class Score:
         return float(-values[self.real].mean())
 
     def thought_text(self, sequence: int, position: int, sample: int = 0) -> str:
-        """One thought as text, read behind the text up to its column."""
+        """One thought as text, decoded after the text up to its column."""
         for name, value, count in zip(
             ("sequence", "position", "sample"), (sequence, position, sample), self.thoughts.shape, strict=False
         ):
@@ -353,6 +353,7 @@ class _Table:
         self.flips[b, i] = flipped(base_QV, together_QV, 0.0 if self.noise is None else self.noise.logprob)
 
     def score(self, control: str) -> Score:
+        """The score made of these tables."""
         together, only = (average(values[..., None])[..., 0] for values in (self.mixed, self.only))
         return Score(
             ids=self.ids,

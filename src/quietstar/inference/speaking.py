@@ -1,4 +1,4 @@
-"""One sequence on its way to text: its ids, what is held back for a stop string, how it ended.
+"""One sequence as text: its ids, what is held back for a stop string, how it ended.
 
 Knows tokens, text and events; knows nothing about models or how tokens are chosen.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation config forbids the model to say: tokens, tokens at the beginning, and sequences.
+"""Tokens that a checkpoint's generation config suppresses: always, at the beginning, and at the end of sequences.
 
 `suppress_tokens`, `begin_suppress_tokens` and `bad_words_ids` are honoured for every emitted token, drafted or not;
 thoughts are private and stay free. Other settings there that would change the output are named once and not used.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# settings of a generation config that change greedy output and that nothing here applies, with what changes nothing
+# settings of a generation config that change greedy output and are not applied here, with their neutral values
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -50,7 +50,7 @@ class Suppression:
 
     @classmethod
     def of(cls, config: Any, vocabulary: int, stop_ids: Sequence[int] = ()) -> Suppression:
-        """What a generation config says; ids outside the vocabulary say nothing.
+        """Read a generation config; ids outside the vocabulary are ignored.
 
         A bad word of one token that ends the answer is left out, as in transformers.
         """
@@ -78,7 +78,7 @@ class Suppression:
         return [*self.always, *(self.first if emitted == 0 else ()), *ends]
 
     def apply(self, logits_MV: Tensor, texts: Sequence[Sequence[int]], emitted: Sequence[int]) -> Tensor:
-        """Logits or log-probabilities (M, V) with what is banned behind each text at minus infinity."""
+        """Logits or log-probabilities (M, V) with what is banned after each text at minus infinity."""
         banned = [self.banned(text, count) for text, count in zip(texts, emitted, strict=True)]
         rows = [m for m, ids in enumerate(banned) for _ in ids]
         if not rows:

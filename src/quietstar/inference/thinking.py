@@ -143,7 +143,7 @@ class Thinker:
     def predictions(
         self, base_ME: Tensor, products_MV: Tensor, thought_RE: Tensor, position: list[int]
     ) -> Iterator[Prediction]:
-        """One prediction a place, computed lazily: a caller who stops early spares the rest.
+        """One prediction a place, computed lazily: a caller that stops early saves the rest.
 
         Args:
             base_ME, products_MV: base states and their products with the output layer. thought_RE: M * P states at the
@@ -201,7 +201,7 @@ class Thinker:
         return event, mixed_V, only_V
 
     def _samples(self, thought: Thought, weight: Tensor, context: list[int]) -> list[Sample]:
-        """The P thoughts of one place behind `context` with their mixing weights (P,), as they are recorded."""
+        """The P thoughts of one place after `context` with their mixing weights (P,), as they are recorded."""
         samples = []
         for ids, logprobs, w in zip(thought.tokens.tolist(), thought.logprobs.tolist(), weight.tolist(), strict=True):
             parts = self.pieces(ids, context)
@@ -210,11 +210,11 @@ class Thinker:
         return samples
 
     def pieces(self, ids: list[int], context: list[int]) -> list[str]:
-        """One string for each token of `ids` behind `context`; no strings without a tokenizer."""
+        """One string for each token of `ids` after `context`; no strings without a tokenizer."""
         return [] if self.model.tokenizer is None else pieces(self.model.tokenizer, ids, context)
 
     def text(self, ids: list[int], context: list[int]) -> str:
-        """The text of `ids` behind `context`."""
+        """The text of `ids` after `context`."""
         return "".join(self.pieces(ids, context))
 
     def choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:

@@ -185,7 +185,7 @@ class Trigger:
         """Read an expression such as "weight(0.05) | random(0.02)".
 
         Raises:
-            QuietStarError: an unknown name, a missing or impossible number; the message says what is allowed.
+            QuietStarError: an unknown name, a missing or impossible number; the message lists what is allowed.
         """
         if isinstance(text, Trigger):
             return text
