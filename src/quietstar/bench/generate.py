@@ -19,8 +19,8 @@ from torch import Tensor
 
 from quietstar.api import Generation, QuietStar
 from quietstar.bench.engine import clock, kept, machine_of, plain_generate, probe
-from quietstar.engine import sampling
-from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
+from quietstar.engine import budgets, sampling
+from quietstar.engine.model import Place, chunks
 from quietstar.errors import QuietStarError
 from quietstar.events import Trace
 
@@ -265,16 +265,17 @@ def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
 def _row_cost(model: QuietStar, ids: list[int], length: int, repeats: int) -> Spread:
     """What one more row adds to a pass of thinking, in passes over one row; `speculation.ROW_COST` is its value."""
     prefix, _ = model.read(torch.tensor([ids], device=model.device))
-    last = torch.arange(len(ids) - UNEMBED_ROWS, len(ids), device=model.device)
+    most = budgets.of(model.device).logit_rows
+    last = torch.arange(len(ids) - most, len(ids), device=model.device)
     zero = torch.zeros_like(last)
 
     def think(rows: int) -> float:
         place = Place(zero[-rows:], last[-rows:], zero[-rows:])
         return clock(lambda: model.think(prefix, place, length=length, temperature=0.0))
 
-    think(UNEMBED_ROWS)
-    pairs = [(think(1), think(UNEMBED_ROWS)) for _ in range(repeats)]
-    return Spread.of([(many / one - 1) / (UNEMBED_ROWS - 1) for one, many in pairs])
+    think(most)
+    pairs = [(think(1), think(most)) for _ in range(repeats)]
+    return Spread.of([(many / one - 1) / (most - 1) for one, many in pairs])
 
 
 def _throughput(
@@ -308,7 +309,7 @@ def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) ->
     found = []
     for weight in WEIGHTS:
         rows: list[Tensor] = []
-        for r in chunks(len(position), UNEMBED_ROWS):
+        for r in chunks(len(position), budgets.of(model.device).logit_rows):
             base_MV = torch.softmax(model.logits(base_ME[r]), dim=-1).cpu().double()
             mixed_MV = model.predict(base_ME[r], thought.hidden[r], weight)[1].exp().cpu().double()
             greedy = (sampling.best(base_MV) == sampling.best(mixed_MV)).to(base_MV)

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from quietstar.arguments import checked
+from quietstar.engine import budgets
+from quietstar.engine.budgets import rows_at_once
 from quietstar.engine.identity import VERSION, identify, versions
-from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
+from quietstar.engine.model import Place, chunks
 from quietstar.engine.rows import Prefix, Rows
 from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError
@@ -27,7 +29,6 @@ from quietstar.evals.measures import area_over, overlap
 from quietstar.events import Trace
 from quietstar.inference import controls as interventions
 from quietstar.inference.controls import Control
-from quietstar.inference.scoring import rows_at_once
 from quietstar.record import computed
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def measure(model: QuietStar, trace: Trace, between: Callable[[], None] = lambda
     """
     check_same(model, trace, f"load {trace.start.model}")
     check_computed(model, trace)
-    control = trace.start.settings.get("control") or "own"
-    if Control.parse(control).name not in ("own", "only"):
+    control = Control.parse(trace.start.settings.get("control") or "own")
+    if not control.keeps_own:
         raise QuietStarError(
             f"this run has no thoughts of the model's own to measure: they were replaced by the control {control}"
         )
@@ -166,6 +167,7 @@ class _Rows:
         between: Callable[[], None],
     ) -> None:
         self.model, self.prefix, self.between = model, prefix, between
+        self.logit_rows = budgets.of(model.device).logit_rows
         self.length = len(samples[0].tokens)
         position = torch.tensor([sample.position for sample in samples], device=ids.device)
         number = torch.tensor([sample.number for sample in samples], device=ids.device)
@@ -182,7 +184,7 @@ class _Rows:
             self.between()
             thought = self.model.think(self.prefix, self.place[r], length=thoughts.shape[1], tokens=thoughts[r])
             hidden_RE = thought.hidden
-            for q in chunks(len(hidden_RE), UNEMBED_ROWS):
+            for q in chunks(len(hidden_RE), self.logit_rows):
                 _, mixed_RV, only_RV = self.model.predict(self.base_RE[r][q], hidden_RE[q], weight)
                 said_R1 = self.said_R[r][q].clamp_min(0)[:, None]
                 parts.append(_Prediction(mixed_RV.gather(-1, said_R1)[:, 0], best(mixed_RV), best(only_RV)))
@@ -191,7 +193,7 @@ class _Rows:
     def base(self) -> Tensor:
         """Log-probability of the said token without a thought, (R,)."""
         parts = []
-        for r in chunks(len(self.place), UNEMBED_ROWS):
+        for r in chunks(len(self.place), self.logit_rows):
             base_RV = torch.log_softmax(self.model.logits(self.base_RE[r]), dim=-1)
             parts.append(base_RV.gather(-1, self.said_R[r].clamp_min(0)[:, None])[:, 0])
         return torch.cat(parts)
@@ -208,7 +210,7 @@ class _Rows:
                 hidden_RLE = torch.cat([hidden_RLE, rows.extend(self.model.embed(own[:, :-1]))], dim=1)
             each = [
                 torch.log_softmax(self.model.logits(hidden_RLE[q]), -1).gather(-1, own[q][..., None])[..., 0].mean(1)
-                for q in chunks(len(own), max(1, UNEMBED_ROWS // self.length))
+                for q in chunks(len(own), max(1, self.logit_rows // self.length))
             ]
             likely.append(torch.cat(each))
             greedy.append(self._greedy(place, self.base_RE[r]))
@@ -221,7 +223,7 @@ class _Rows:
         for j in range(self.length):
             self.between()
             chosen.append(
-                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), UNEMBED_ROWS)])
+                torch.cat([best(self.model.logits(hidden_RE[q])) for q in chunks(len(hidden_RE), self.logit_rows)])
             )
             if j < self.length - 1:
                 hidden_RE = rows.extend(self.model.embed(chosen[-1])[:, None])[:, -1]

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from quietstar.engine import budgets
 from quietstar.engine.mixing import mix
 from quietstar.engine.sampling import ban
 from quietstar.errors import QuietStarError
 from quietstar.settings import Count, Flag, Positive, Share, Weight, checked
-
-_CHUNK = 256  # rows whose logits are in memory at once
 
 Unembed = Callable[[Tensor], Tensor]
 
@@ -398,14 +397,15 @@ def divisors_of_all(mask: Tensor, samples: int, lookahead: int) -> Divisors:
 def cross_entropy(unembed: Unembed, hidden: Tensor, targets: Tensor, recompute: bool = True) -> Tensor:
     """Cross-entropy of `targets` (...) under hidden states (..., E), (...) in fp32 and in nats.
 
-    With `recompute` the logits are computed again in the backward pass, `_CHUNK` rows at a time.
+    With `recompute` the logits are computed again in the backward pass, a chunk of rows at a time.
     """
 
     def part(hidden_RE: Tensor, target_R: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(unembed(hidden_RE).float(), target_R, reduction="none")
 
     hidden_RE, target_R = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    pairs = zip(hidden_RE.split(_CHUNK), target_R.split(_CHUNK), strict=True)
+    size = budgets.of(hidden.device).training_logit_rows
+    pairs = zip(hidden_RE.split(size), target_R.split(size), strict=True)
     if recompute and torch.is_grad_enabled():
         losses = [checkpoint(part, h, t, use_reentrant=False) for h, t in pairs]
     else:
