@@ -22,6 +22,8 @@ ROOMS = [
     "engine",
     "inference",
     "loading",
+    "prompts",
+    "options",
     "api",
     "record",
     "tasks",

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+from typing_extensions import Unpack
 
 from quietstar.arguments import at_least, checked, converted, one_or_more, shown, unknown_option
 from quietstar.engine import memory
 from quietstar.engine.model import QuietStarConfig, ThinkingModel
-from quietstar.engine.sampling import best
 from quietstar.errors import QuietStarError, WrongType, first_line
 from quietstar.events import Event, Trace
 from quietstar.inference.controls import Control
@@ -24,21 +23,22 @@ from quietstar.inference.generation import GenerationSettings, stream_ids
 from quietstar.inference.resampling import Resampled, resample_ids
 from quietstar.inference.scoring import Score, score_ids
 from quietstar.loading import checkpoints
+from quietstar.options import GenerationOptions, ResampleOptions, StreamOptions
+from quietstar.prompts import (
+    EMPTY_PROMPT,
+    OnePrompt,
+    Prompt,
+    PromptItem,
+    Prompts,
+    SeveralPrompts,
+    Text,
+    as_tensor,
+    is_whole,
+)
 
 REASON_PROMPT = "Let's think step by step."
 ANSWER_PROMPT = "\nTherefore, the answer is"
-
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[dict[str, str]] | Tensor
-
-
-def _tensor(value: Any) -> Tensor | None:
-    """A tensor from a tensor, an array or nested lists of numbers."""
-    if value is None or isinstance(value, Tensor):
-        return value
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise WrongType(f"a tensor of whole numbers is needed, got {shown(value)}") from None
+_COMMON = {"config", "device", "dtype", "eval", "parameters", "push_to_hub", "state_dict", "to", "train", "training"}
 
 
 def _causal_lm(value: Any) -> Any:
@@ -63,10 +63,15 @@ class Generation(NamedTuple):
     trace: Trace
 
     def to_dict(self) -> dict[str, Any]:
+        """The trace as plain Python, ready for JSON."""
         return self.trace.to_dict()
 
     def to_pandas(self) -> Any:
+        """A data frame with one row a thought, see `Trace.to_pandas`."""
         return self.trace.to_pandas()
+
+    def __repr__(self) -> str:
+        return f"Generation({shown(self.text)}, {self.trace!r})"
 
     def _repr_html_(self) -> str:
         return self.trace._repr_html_()
@@ -81,6 +86,26 @@ class QuietStar(ThinkingModel):
         >>> text, trace = model.generate("Why is the sky blue?")              # doctest: +SKIP
         >>> trace.most_influential(3)[0].samples[0].text                      # doctest: +SKIP
     """
+
+    def __repr__(self) -> str:
+        """The facts on one line; `print(model.base)` shows the layers."""
+        name = self.config.name_or_path or self.config.base_name or "a base model without a name"
+        weights = sum(weight.numel() for weight in self.parameters())
+        state = "untrained thoughts (w = 0)" if self.head.untrained else "trained thoughts"
+        dtype = str(self.decoder_lm.dtype).removeprefix("torch.")
+        return (
+            f"QuietStar({shown(name)}: {weights / 1e6:.1f} million weights, {dtype} on {self.device}, "
+            f"thought_length={self.config.thought_length}, {state})"
+        )
+
+    def __dir__(self) -> list[str]:
+        """For completion: our public names, the common ones of torch and private ones.
+
+        The hundreds of other names that transformers and torch add are left out; they work all the same.
+        """
+        ours = {name for cls in (QuietStar, ThinkingModel) for name in vars(cls)}
+        public = {*ours, *_COMMON, *(name for name in vars(self) if not name.startswith("_")), *self._modules}
+        return sorted(public | {name for name in super().__dir__() if name.startswith("_")})
 
     # -- loading and saving -------------------------------------------------------------------------------------------
 
@@ -117,9 +142,14 @@ class QuietStar(ThinkingModel):
             known = ("revision", "dtype", "device", "quantize", "trust_remote_code")
             raise WrongType(unknown_option(unknown[0], known, " of from_pretrained"))
         model: QuietStar = checkpoints.load(
-            cls, str(name), revision=revision, dtype=dtype, device=device, quantize=quantize,
+            cls,
+            str(name),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
             trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        )
         return model
 
     @classmethod
@@ -180,7 +210,7 @@ class QuietStar(ThinkingModel):
         *,
         raw: bool = False,
         system: str | None = None,
-        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
+        attention_mask: Annotated[Tensor | None, converted(as_tensor)] = None,
         fitting: bool = False,
     ) -> tuple[list[list[int]], list[str]]:
         """Prompts as token ids and as the text the model reads, one of each a sequence.
@@ -189,54 +219,48 @@ class QuietStar(ThinkingModel):
         system turn); a list of {"role", "content"} is a whole conversation; ids are taken as they are. With `fitting` a
         text far beyond the context is refused before all of it is made into tokens.
         """
-        prompts, _ = _listed(prompt)
-        if isinstance(prompts, Tensor):
-            mask = _mask_of(prompts, attention_mask)
-            ids = [self._checked(row[keep].tolist()) for row, keep in zip(prompts, mask, strict=True)]
-            return ids, [self._decode(one) for one in ids]
-        if attention_mask is not None:
-            raise QuietStarError("attention_mask belongs to a tensor of token ids; texts and lists need none")
+        return self._encoded(Prompts.of(prompt, attention_mask), raw=raw, system=system, fitting=fitting)
+
+    def _encoded(
+        self, prompts: Prompts, *, raw: bool = False, system: str | None = None, fitting: bool = False
+    ) -> tuple[list[list[int]], list[str]]:
+        """Token ids and text of each prompt, see `encode`."""
         texts, ids = [], []
-        for one in prompts:
-            if isinstance(one, str) or isinstance(one[0], dict):
+        for one in prompts.items:
+            if one.ids is not None:
+                encoded = self._checked(one.ids)
+                text = self._decode(encoded)
+            else:
                 text = self._render(one, raw, system)
                 encoded = self._encode(text, special=raw or not self.has_chat_template, fitting=fitting)
-            else:
-                encoded = self._checked(one)
-                text = self._decode(encoded)
             if not encoded:
-                raise QuietStarError("the prompt is empty; give at least one token of text")
+                raise QuietStarError(EMPTY_PROMPT)
             texts.append(text)
             ids.append(encoded)
         return ids, texts
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether the tokenizer has a chat template, which texts and conversations then go through."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def _is_chat(self, prompt: Prompt, raw: bool) -> bool:
-        """Whether `encode` puts this prompt through a chat template."""
-        listed, _ = _listed(prompt)
-        text = not isinstance(listed, Tensor) and (isinstance(listed[0], str) or isinstance(listed[0][0], dict))
-        return text and not raw and self.has_chat_template
+    def _in_template(self, prompts: Prompts, raw: bool) -> bool:
+        """Whether these prompts go through the tokenizer's chat template."""
+        return prompts.readable and not raw and self.has_chat_template
 
-    @staticmethod
-    def _is_conversation(prompt: Prompt) -> bool:
-        listed, _ = _listed(prompt)
-        return not isinstance(listed, Tensor) and isinstance(listed[0][0:1], list) and isinstance(listed[0][0], dict)
-
-    def _render(self, prompt: str | list[dict[str, str]], raw: bool, system: str | None) -> str:
+    def _render(self, prompt: PromptItem, raw: bool, system: str | None) -> str:
+        """A text or conversation as the model reads it, in the chat template unless `raw`."""
         if self.tokenizer is None:
             raise QuietStarError("this model was built without a tokenizer: give token ids instead of text")
-        if isinstance(prompt, str) and not prompt.strip():
+        if prompt.text is not None and not prompt.text.strip():
             raise QuietStarError("the prompt is empty; give at least one word")
         if raw or not self.has_chat_template:
-            if not isinstance(prompt, str):
+            if prompt.text is None:
                 raise QuietStarError("a conversation needs a tokenizer with a chat template (and raw must be off)")
             if system is not None:
                 raise QuietStarError("system needs a tokenizer with a chat template (and raw must be off)")
-            return prompt
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            return prompt.text
+        turns = list(prompt.turns or [{"role": "user", "content": prompt.typed}])
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
         try:
@@ -309,14 +333,14 @@ class QuietStar(ThinkingModel):
     @checked
     def stream(
         self,
-        prompt: Annotated[Prompt, converted(lambda prompt: prompt)],
+        prompt: Annotated[Prompt | Prompts, converted(lambda prompt: prompt)],
         *,
         raw: bool = False,
         system: str | None = None,
-        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
-        thoughts: Annotated[Tensor | None, converted(_tensor)] = None,
+        attention_mask: Annotated[Tensor | None, converted(as_tensor)] = None,
+        thoughts: Annotated[Tensor | None, converted(as_tensor)] = None,
         settings: GenerationSettings | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[Event]:
         """Generate and tell everything as it happens: a `start`, then `thought` and `token` events, then an `end` each.
 
@@ -329,14 +353,15 @@ class QuietStar(ThinkingModel):
         Raises:
             QuietStarError: a wrong value, an empty prompt, a prompt longer than the context.
         """
-        settings = _settings(settings, options)
-        ids, texts = self.encode(prompt, raw=raw, system=system, attention_mask=attention_mask, fitting=True)
+        prompts = Prompts.of(prompt, attention_mask)
+        settings = _settings(settings, dict(options))
+        ids, texts = self._encoded(prompts, raw=raw, system=system, fitting=True)
         if thoughts is not None:
             thoughts = self._forced(thoughts)
-            settings = replace(settings, samples=thoughts.shape[2],
-                               thought_temperature=settings.thought_temperature or None)  # fmt: skip
-        chat = self._is_chat(prompt, raw)
-        asked = _asked(prompt, len(ids))
+            temperature = settings.thought_temperature or None  # thoughts are given: nothing is sampled
+            settings = replace(settings, samples=thoughts.shape[2], thought_temperature=temperature)
+        chat = self._in_template(prompts, raw)
+        asked = [one.typed for one in prompts.items]
         return self._remember(stream_ids(self, ids, settings, texts=texts, asked=asked, chat=chat, thoughts=thoughts))
 
     def _remember(self, events: Iterator[Event]) -> Iterator[Event]:
@@ -349,26 +374,38 @@ class QuietStar(ThinkingModel):
             self._last_ids = trace.ids
             yield event
 
+    @overload
+    def generate(self, prompt: str, **options: Unpack[StreamOptions]) -> Generation: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompt: SeveralPrompts, **options: Unpack[StreamOptions]) -> list[Generation]: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompt: OnePrompt, **options: Unpack[StreamOptions]) -> Generation: ...
+    @overload
+    def generate(self, prompt: Tensor, **options: Unpack[StreamOptions]) -> Any: ...
+    @overload
+    def generate(self, *, input_ids: Tensor, **options: Unpack[StreamOptions]) -> Any: ...
     @checked
     def generate(
         self,
         prompt: Annotated[Prompt | None, converted(lambda prompt: prompt)] = None,
         *,
         input_ids: Annotated[Tensor | None, converted(lambda ids: ids)] = None,
+        attention_mask: Annotated[Tensor | None, converted(as_tensor)] = None,
         **options: Any,
-    ) -> Any:
+    ) -> Generation | list[Generation]:
         """Generate and return text and trace, `Generation(text, trace)`; a list of them for several prompts.
 
-        Takes what `stream` takes; `input_ids` is another name of `prompt`, for what a
-        tokenizer returned. Example: ``text, trace = model.generate("Hello", max_new_tokens=20)``.
+        Takes what `stream` takes; `input_ids` is another name of `prompt`, for what a tokenizer returned. A tensor of
+        one row is one prompt. Example: ``text, trace = model.generate("Hello", max_new_tokens=20)``.
+
+        Raises:
+            QuietStarError: as `stream`.
         """
         if (prompt is None) == (input_ids is None):
-            raise QuietStarError("give a prompt (text or token ids), once")
-        prompt = input_ids if prompt is None else prompt
-        assert prompt is not None
-        _, single = _listed(prompt)
-        done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompt, **options))]
-        return done[0] if single else done
+            raise QuietStarError("give either prompt or input_ids (text or token ids)")
+        prompts = Prompts.of(input_ids if prompt is None else prompt, attention_mask)
+        done = [Generation(trace.text, trace) for trace in Trace.collect(self.stream(prompts, **options))]
+        return done[0] if prompts.single else done
 
     @checked
     def reason_then_answer(
@@ -381,15 +418,16 @@ class QuietStar(ThinkingModel):
         answer_prompt: str = ANSWER_PROMPT,
         answer_tokens: Annotated[int, at_least(1)] = 16,
         settings: GenerationSettings | None = None,
-        **options: Any,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[Event]:
         """Reason aloud behind `reason_prompt`, then a short answer forced by `answer_prompt`; two event streams.
 
         The `start` event of each says its phase, "reason" or "answer"; thoughts happen in both.
         """
-        settings = _settings(settings, options)
-        ids, texts = self.encode(prompt, raw=raw, system=system, fitting=True)
-        chat = self._is_chat(prompt, raw)
+        settings = _settings(settings, dict(options))
+        prompts = Prompts.of(prompt)
+        ids, texts = self._encoded(prompts, raw=raw, system=system, fitting=True)
+        chat = self._in_template(prompts, raw)
         lead = reason_prompt if texts[0].endswith("\n") else "\n" + reason_prompt
         first = [ids[0] + self._encode(lead, special=False)]
         forced = self._encode(answer_prompt, special=False)
@@ -400,8 +438,10 @@ class QuietStar(ThinkingModel):
             room = self.context_limit - len(first[0]) - reserved - thought - 2
             settings = replace(settings, max_new_tokens=max(1, min(settings.max_new_tokens, room)))
         reason = Trace.collect([])
-        for event in stream_ids(self, first, settings, texts=[texts[0] + lead], asked=[prompt], chat=chat,
-                                phase="reason"):  # fmt: skip
+        reasoning = stream_ids(
+            self, first, settings, texts=[texts[0] + lead], asked=[prompt], chat=chat, phase="reason"
+        )
+        for event in reasoning:
             reason = reason or [Trace(event)]  # type: ignore[arg-type]
             reason[0].add(event)
             yield event
@@ -419,14 +459,14 @@ class QuietStar(ThinkingModel):
     @checked
     def score(
         self,
-        text: Annotated[Prompt, converted(lambda prompt: prompt)],
+        text: Annotated[Text, converted(lambda prompt: prompt)],
         *,
-        attention_mask: Annotated[Tensor | None, converted(_tensor)] = None,
+        attention_mask: Annotated[Tensor | None, converted(as_tensor)] = None,
         thought_length: int | None = None,
         samples: int = 1,
         thought_temperature: float | None = None,
         seed: int = 0,
-        thoughts: Annotated[Tensor | None, converted(_tensor)] = None,
+        thoughts: Annotated[Tensor | None, converted(as_tensor)] = None,
         control: str | Control = "own",
         controls: Annotated[Sequence[str | Control], one_or_more()] = (),
         mixing_weight: float | None = None,
@@ -446,12 +486,13 @@ class QuietStar(ThinkingModel):
         Returns:
             Score; position i predicts token i + 1. Arrays keep the padding side of `attention_mask`.
         """
-        if self._is_conversation(text):
+        prompts = Prompts.of(text, attention_mask)
+        if prompts.items[0].turns is not None:
             raise WrongType("a conversation cannot be scored; give a text, or token ids")
-        rows, _ = self.encode(text, raw=True, attention_mask=attention_mask, fitting=True)
+        rows, _ = self._encoded(prompts, raw=True, fitting=True)
         if min(map(len, rows)) < 2:
             raise QuietStarError("a text needs at least two tokens to be scored: each position predicts the next one")
-        shifts, width = _padding(text, attention_mask, rows)
+        shifts, width = prompts.padding([len(row) for row in rows])
         ids = torch.zeros(len(rows), width, dtype=torch.long, device=self.device)
         mask = torch.zeros(len(rows), width, dtype=torch.bool, device=self.device)
         for b, row in enumerate(rows):
@@ -474,9 +515,18 @@ class QuietStar(ThinkingModel):
             thoughts = thoughts.clamp_min(0)
         self._last_ids = rows[0]
         score = score_ids(
-            self, ids, mask, thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
-            seed=seed, thoughts=thoughts, control=control, controls=controls, mixing_weight=mixing_weight,
-        )  # fmt: skip
+            self,
+            ids,
+            mask,
+            thought_length=thought_length,
+            samples=samples,
+            thought_temperature=thought_temperature,
+            seed=seed,
+            thoughts=thoughts,
+            control=control,
+            controls=controls,
+            mixing_weight=mixing_weight,
+        )
         return score.shifted(shifts)
 
     @checked
@@ -486,7 +536,7 @@ class QuietStar(ThinkingModel):
         n: int | None = None,
         *,
         of: Annotated[str | Trace | Generation | Sequence[int] | None, converted(lambda of: of)] = None,
-        **options: Any,
+        **options: Unpack[ResampleOptions],
     ) -> Resampled:
         """Think n times at one position of a text and tell what each thought does to the next token.
 
@@ -496,10 +546,12 @@ class QuietStar(ThinkingModel):
             of: a text, token ids, trace or generation; the text last generated or scored when left out.
             options: thought_length, thought_temperature (1), seed, control, mixing_weight, thoughts (n, T), show.
         """
-        if unknown := sorted(set(options) - _RESAMPLING):
-            raise WrongType(unknown_option(unknown[0], _RESAMPLING, " of resample"))
+        known = ResampleOptions.__annotations__
+        if unknown := sorted(set(options) - set(known)):
+            raise WrongType(unknown_option(unknown[0], known, " of resample"))
         if isinstance(of, Generation):
             of = of.trace
+        ids: list[int]
         if of is None:
             if getattr(self, "_last_ids", None) is None:
                 raise QuietStarError("there is no text yet: generate or score one first, or give of=")
@@ -507,19 +559,20 @@ class QuietStar(ThinkingModel):
         elif isinstance(of, Trace):
             ids = of.ids
         else:
-            ids = self.encode(of, raw=True, fitting=True)[0][0]
-        if options.get("thoughts") is not None:
-            given = _tensor(options["thoughts"])
-            if given is None or given.dim() != 2 or n not in (None, given.shape[0]):
+            ids = self._encoded(Prompts.of(of), raw=True, fitting=True)[0][0]
+        settings: dict[str, Any] = dict(options)
+        thoughts_PT = as_tensor(settings.pop("thoughts", None))
+        if thoughts_PT is not None:
+            if thoughts_PT.dim() != 2 or n not in (None, len(thoughts_PT)):
                 raise QuietStarError(
-                    f"thoughts must have shape (n, T) with n = {n or 'any'}, got {shown(options['thoughts'])}"
+                    f"thoughts must have shape (n, T) with n = {n or 'any'}, got {shown(options.get('thoughts'))}"
                 )
-            options["thoughts"], n = self._forced(given[None, None])[0, 0], given.shape[0]
-        return resample_ids(self, list(ids), position, 8 if n is None else n, **options)
+            thoughts_PT, n = self._forced(thoughts_PT[None, None])[0, 0], len(thoughts_PT)
+        return resample_ids(self, list(ids), position, 8 if n is None else n, thoughts=thoughts_PT, **settings)
 
     def _forced(self, thoughts: Tensor, lowest: int = 0) -> Tensor:
         """Check the form and ids of thoughts given from outside."""
-        if thoughts.dim() != 4 or not _is_whole(thoughts):
+        if thoughts.dim() != 4 or not is_whole(thoughts):
             raise QuietStarError(
                 f"thoughts must be token ids of shape (batch, positions, samples, T), got {tuple(thoughts.shape)} "
                 f"of {thoughts.dtype}"
@@ -550,11 +603,6 @@ class QuietStar(ThinkingModel):
         return output
 
 
-_RESAMPLING = {
-    "thought_length", "thought_temperature", "seed", "control", "mixing_weight", "thoughts", "show",
-}  # fmt: skip
-
-
 def _settings(settings: GenerationSettings | None, options: dict[str, Any]) -> GenerationSettings:
     if settings is None:
         return GenerationSettings(**options)
@@ -562,95 +610,6 @@ def _settings(settings: GenerationSettings | None, options: dict[str, Any]) -> G
     if unknown := [name for name in options if name not in known]:
         raise WrongType(unknown_option(unknown[0], known))
     return replace(settings, **options)
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _listed(prompt: Any) -> tuple[Any, bool]:
-    """Prompts as a tensor (B, N) of token ids, or as a list with a text, a conversation or a list of ids for each.
-
-    The second value tells whether one prompt was given by itself, not in a list.
-    """
-    if isinstance(prompt, np.ndarray):
-        prompt = _tensor(prompt)
-    if isinstance(prompt, Tensor):
-        if prompt.dim() not in (1, 2) or not _is_whole(prompt):
-            raise WrongType(
-                f"token ids must be whole numbers of shape (batch, length), got {tuple(prompt.shape)} of {prompt.dtype}"
-            )
-        if not prompt.numel():
-            raise QuietStarError("the prompt is empty; give at least one token of text")
-        rows = prompt if prompt.dim() == 2 else prompt[None]
-        return rows.long(), prompt.dim() == 1 or len(rows) == 1
-    if isinstance(prompt, str):
-        return [prompt], True
-    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise WrongType(f"prompt must be text, a list of texts, a conversation or token ids, got {shown(prompt)}")
-    if not prompt:
-        raise QuietStarError("there is no prompt; give at least one")
-    if isinstance(prompt[0], dict) or _is_id(prompt[0]):
-        return [_one(prompt)], True
-    return [_one(each) for each in prompt], False
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _one(prompt: Any) -> Any:
-    """One prompt of a list: a text, a conversation, or ids as Python integers."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, (np.ndarray, Tensor)):
-        prompt = prompt.tolist()
-    if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
-        if not prompt:
-            raise QuietStarError("the prompt is empty; give at least one token of text")
-        if all(map(_is_id, prompt)):
-            return [int(token) for token in prompt]
-        turns = [isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt]
-        if all(turns) and all(isinstance(turn.get("content"), str) for turn in prompt):
-            return list(prompt)
-        if isinstance(prompt[0], dict):
-            raise WrongType('a turn of a conversation must be {"role": text, "content": text}, got ' + shown(prompt))
-    raise WrongType(f"a prompt must be text, a conversation or a list of token ids, got {shown(prompt)}")
-
-
-def _asked(prompt: Prompt, count: int) -> list[str]:
-    """What a person typed for each of `count` sequences: a text itself, the last user turn of a conversation, or ""."""
-    several, _ = _listed(prompt)
-    if isinstance(several, Tensor):
-        return [""] * count
-    out = []
-    for one in several:
-        turns = [turn for turn in one if isinstance(turn, dict) and turn["role"] == "user"]
-        out.append(one if isinstance(one, str) else turns[-1]["content"] if turns else "")
-    return out
-
-
-def _mask_of(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """True at real tokens, (B, N) like `ids`; refuses a mask of another shape or with holes."""
-    if attention_mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    mask = attention_mask if attention_mask.dim() == 2 else attention_mask[None]
-    if mask.shape != ids.shape:
-        raise QuietStarError(f"attention_mask has shape {tuple(mask.shape)}, but the ids {tuple(ids.shape)}")
-    mask = mask.bool()
-    for number, row in enumerate(mask):
-        if int(row.diff().sum() + row[:1].sum() + row[-1:].sum()) > 2:  # borders, the outer ones too
-            raise QuietStarError(f"attention_mask of sequence {number} has holes; padding must be on one side")
-    return mask
-
-
-def _padding(text: Any, attention_mask: Tensor | None, rows: list[list[int]]) -> tuple[list[int], int]:
-    """How far each sequence is shifted to the right by padding on the left, and the width of the batch."""
-    text, _ = _listed(text)
-    if not isinstance(text, Tensor):
-        return [0] * len(rows), max(map(len, rows))
-    mask = _mask_of(text, attention_mask)
-    return best(mask.int()).tolist(), text.shape[-1]
 
 
 AutoConfig.register("quietstar", QuietStarConfig)

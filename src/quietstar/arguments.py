@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 from pydantic import BeforeValidator, ConfigDict, PlainValidator, TypeAdapter, ValidationError, WrapValidator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import PydanticCustomError
-from typing_extensions import dataclass_transform
+from typing_extensions import Unpack, dataclass_transform
 
 from quietstar.errors import QuietStarError, WrongType
 
@@ -441,6 +441,8 @@ class _Checker:
         for name, parameter in signature.parameters.items():
             default = parameter.default
             annotation = found.get(name, Any)
+            if get_origin(annotation) is Unpack:  # a TypedDict of options, for type checkers; whoever takes them checks
+                annotation = Any
             if default is None:
                 annotation = Union[annotation, None]  # noqa: UP007
             self.parameters[name] = _Parameter.of(annotation)

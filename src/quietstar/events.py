@@ -347,6 +347,14 @@ class Trace:
             for t in self.thoughts
         )
 
+    def __repr__(self) -> str:
+        flips = sum(map(self.changed, self.thoughts))
+        ended = "unfinished" if self.end is None else f"ended by {self.end.reason}"
+        return (
+            f"Trace({self.start.model}: {len(self.tokens)} tokens, {len(self.thoughts)} thoughts, {flips} changed the "
+            f"likeliest word, {ended})"
+        )
+
     def _repr_html_(self) -> str:
         """What a notebook shows: whatever was registered with `show_in_notebooks`, the plain text without it."""
         return html.escape(self.text) if _in_notebooks is None else _in_notebooks(self)

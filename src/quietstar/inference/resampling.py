@@ -47,6 +47,14 @@ class Resampled:
     only: list[list[Choice]]
     noise: NoiseFloor | None = None
 
+    def __repr__(self) -> str:
+        n, length = self.thoughts.shape
+        return (
+            f"Resampled(position {self.position}, control {self.control}: {n} thoughts of {length} tokens, w "
+            f"{float(self.mixing_weight.mean()):.4f}, KL {float(self.kl.mean()):.4f} nats, {int(self.flipped.sum())} "
+            "changed the likeliest word)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
         out = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in asdict(self).items()}

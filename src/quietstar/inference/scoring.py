@@ -23,6 +23,7 @@ from quietstar.engine.sampling import average, entropy, flipped, kl_divergence
 from quietstar.errors import QuietStarError
 from quietstar.events import NoiseFloor
 from quietstar.inference.controls import Control, Own
+from quietstar.inference.summary import ScoreSummary, summarise
 from quietstar.text import pieces, text_of, visible
 
 _BY_POSITION = (  # fields of a score with one entry for each position that predicts a token
@@ -91,6 +92,13 @@ class Score:
         """Mean loss over all real targets in nats: "base", "mixed" or "thought"."""
         values: Tensor = getattr(self, f"{which}_logprobs")
         return float(-values[self.real].mean())
+
+    def summary(self) -> ScoreSummary:
+        """The means over all real targets as a small table, printed as text or shown in a notebook."""
+        return summarise(self)
+
+    def __repr__(self) -> str:
+        return summarise(self).line
 
     def thought_text(self, sequence: int, position: int, sample: int = 0) -> str:
         """One thought as text, decoded after the text up to its column."""
