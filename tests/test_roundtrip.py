@@ -79,7 +79,7 @@ def edit(weight: torch.Tensor, index: int = -2) -> None:
 def test_a_chat_template(tiny, tmp_path):
     tiny.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     again = comes_back(tiny, tmp_path / "saved")
-    assert again._render("x", False, None) == "[x]" and not (tmp_path / "saved" / "base").exists()
+    assert again.encode("x")[1] == ["[x]"] and not (tmp_path / "saved" / "base").exists()
     again.tokenizer.chat_template = None
     assert not comes_back(again, tmp_path / "without").has_chat_template
 

@@ -44,6 +44,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """The median, smallest and largest of some values."""
         return cls(median(values), min(values), max(values))
 
 

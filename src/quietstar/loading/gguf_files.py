@@ -43,6 +43,7 @@ class GGUFHeader:
 
     @property
     def architecture(self) -> str:
+        """The name of the architecture, as in "llama"; "" where the file gives none."""
         return str(self.fields.get("general.architecture", ""))
 
     @property

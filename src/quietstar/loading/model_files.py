@@ -60,6 +60,7 @@ class Stored:
 
     @property
     def elements(self) -> int:
+        """How many numbers the weights hold in all."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 

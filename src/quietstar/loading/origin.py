@@ -53,6 +53,7 @@ class Origin:
 
     @classmethod
     def of(cls, base: PreTrainedModel, tokenizer: Any) -> Origin:
+        """The hashes of a base model and its tokenizer as they are now."""
         return cls(
             identity.digests(base),
             _derived(base),
@@ -66,6 +67,7 @@ class Origin:
 
     @property
     def fingerprint(self) -> str:
+        """One hash of all weights."""
         return identity.combine(self.weights)
 
 

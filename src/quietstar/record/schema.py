@@ -350,6 +350,7 @@ class Kinds:
                 self.kinds[name] = self.kinds.get(name, ()) + allowed + (() if not_null or key else (type(None),))
 
     def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:
+        """The row, after a look at the type of each value."""
         for described, value in zip(cursor.description, values, strict=True):
             allowed = self.kinds.get(described[0])
             if allowed is not None and not isinstance(value, allowed):

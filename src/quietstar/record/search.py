@@ -76,7 +76,9 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
 class Names(Protocol):
     """Who knows the ids of runs."""
 
-    def find(self, name: str) -> str: ...
+    def find(self, name: str) -> str:
+        """The id of the run that `name` begins, see `Store.find`."""
+        ...
 
 
 @checked

@@ -37,6 +37,7 @@ class ProgressDisplay(TrainerCallback):  # type: ignore[misc]
         self.console.print(Text(text), soft_wrap=not self.console.is_terminal)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the progress bar in a terminal."""
         self.last = time.perf_counter()
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
@@ -53,10 +54,12 @@ class ProgressDisplay(TrainerCallback):  # type: ignore[misc]
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Advance the progress bar."""
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Print the losses of the step."""
         if not state.is_world_process_zero or not logs or "base" not in logs:
             return
         now = time.perf_counter()
@@ -74,6 +77,7 @@ class ProgressDisplay(TrainerCallback):  # type: ignore[misc]
             self.say(f"step {state.global_step}/{state.max_steps}  {line}  {left / 60:.0f} min left")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Print the held-out effects."""
         report = self.trainer.report if self.trainer is not None else None
         if report is None or not state.is_world_process_zero:
             return
@@ -121,4 +125,5 @@ class ProgressDisplay(TrainerCallback):  # type: ignore[misc]
             self.progress = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remove the progress bar."""
         self.stop()
