@@ -83,8 +83,8 @@ def test_json_differs_only_in_time_between_runs(run, folder):
 def test_speculation_prints_the_same_answer_and_counts_its_drafts(run, folder):
     options = ("think", QUESTION, "--model", folder, "-n", "9", "-t", "2", "--mixing-weight", "0")
     assert run(*options, "-q", "--speculate", "0")[1] == run(*options, "-q")[1]
-    assert "6 of 6 drafts came true" in run(*options, "--speculate", "2")[1]
-    assert "drafts came true" in run(*options)[1]
+    assert "6 of 6 drafted tokens accepted" in run(*options, "--speculate", "2")[1]
+    assert "drafted tokens accepted" in run(*options)[1]
     assert "drafts" not in run(*options, "--speculate", "0")[1]
 
 

@@ -222,7 +222,7 @@ def test_export_and_import(run, filled, tmp_path):
     file = tmp_path / "runs.jsonl"
     assert run("runs", "export", str(file))[1] == f"3 runs written to {file}\n"
     assert run("runs", "import", str(file), "--db", str(tmp_path / "b.db"))[1] == "3 runs imported\n"
-    assert run("runs", "import", str(file))[1] == "0 runs imported, 3 there already\n"
+    assert run("runs", "import", str(file))[1] == "0 runs imported, 3 already there\n"
     assert run("runs", "--db", str(tmp_path / "b.db"))[1] == run("runs")[1]
     lines = run("runs", "export", "-", "sky", "who")[1].splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["sky00000", "who00000"]
@@ -242,8 +242,8 @@ def test_export_and_import(run, filled, tmp_path):
     (["runs", "tag", "sky", ""], "1 to 100 printable"),
     (["runs", "tag", "sky"], "Missing argument"),
     (["runs", "tag", "sky", "x", "--remove"], "has no tag 'x'"),
-    (["runs", "-s", "x", "show", "sky"], "give the options of `runs show` behind it"),
-    (["runs", "export", "t.xyz"], "say the --format of t.xyz"),
+    (["runs", "-s", "x", "show", "sky"], "options of `runs show` go after its name"),
+    (["runs", "export", "t.xyz"], "cannot infer the format of t.xyz; pass --format"),
     (["runs", "export", "-", "sky", "--tag", "x"], "not both"),
     (["runs", "export", "/nowhere/t.csv"], "cannot write /nowhere/t.csv"),
     (["runs", "import", "/nowhere.jsonl"], "cannot read /nowhere.jsonl"),

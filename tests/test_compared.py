@@ -93,7 +93,7 @@ def test_a_run_of_another_precision_is_computed_anew_and_that_is_said(store, hal
                           **OPTIONS | {"max_new_tokens": 1})[0].trace  # fmt: skip
     assert told["original"].startswith(first.text) and told["text"] == store.interventions(name)[0].continuation
     assert store.interventions(name)[0].settings["original"] == told["original"]
-    assert "computed anew in float32 on cpu" in run("show", name, "--db", str(store.path))[1]
+    assert "recomputed in float32 on cpu" in run("show", name, "--db", str(store.path))[1]
 
 
 @pytest.mark.parametrize("other", [{"torch": "1.0"}, {"transformers": "4.0"}])

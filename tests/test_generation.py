@@ -294,7 +294,7 @@ def test_a_chat_template_that_refuses_is_one_line(tiny):
             ("{{ messages[0]['content'] + 1 }}", "concatenate"),
         ):  # fmt: skip
             tiny.tokenizer.chat_template = template
-            with pytest.raises(QuietStarError, match=f"chat template refuses .*{says}") as caught:
+            with pytest.raises(QuietStarError, match=f"chat template rejects .*{says}") as caught:
                 tiny.generate("the", system="be brief")
             assert "\n" not in str(caught.value)
     finally:

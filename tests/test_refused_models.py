@@ -202,7 +202,7 @@ def test_named_templates_without_a_default_are_one_line(tiny_folder, tmp_path, r
                                       "{{ raise_exception('no') }}", "{{ messages | nofilter }}"])  # fmt: skip
 def test_a_template_that_fails_is_one_line(tiny, template):
     tiny.tokenizer.chat_template = template
-    refused(lambda: tiny.generate("the quick"), "chat template refuses this conversation")
+    refused(lambda: tiny.generate("the quick"), "chat template rejects this conversation")
 
 
 # -- the published layout ---------------------------------------------------------------------------------------------

@@ -49,7 +49,9 @@ def test_a_rerun_into_the_same_folder_is_refused(copied, tiny_folder, texts, lef
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = runs.contents(copied)
-    with pytest.raises(QuietStarError, match=rf"has a run already \({left}\); go on with --resume, or choose another"):
+    with pytest.raises(
+        QuietStarError, match=rf"has a run already \({left}\); continue it with --resume, choose another"
+    ):
         cli.run(runs.recipe(tiny_folder, texts, copied), False, "cpu")
     assert runs.contents(copied) == before
 
@@ -64,7 +66,7 @@ def test_overwrite_begins_anew_and_never_removes_a_model_of_another_origin(copie
     with pytest.raises(QuietStarError, match="model was not made by a training run; move it away"):
         cli.run(runs.recipe(tiny_folder, texts, copied), False, "cpu", overwrite=True)
     assert runs.contents(copied) == before
-    with pytest.raises(QuietStarError, match="--resume goes on with a run and --overwrite removes it"):
+    with pytest.raises(QuietStarError, match="--resume continues a run and --overwrite removes it"):
         cli.run(runs.recipe(tiny_folder, texts, copied), True, "cpu", overwrite=True)
 
 
@@ -84,7 +86,7 @@ def test_a_run_that_saved_nothing_yet_is_resumed_from_its_first_step(tiny_folder
     out.mkdir()
     (out / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     cli.run(runs.recipe(tiny_folder, texts, out), True, "cpu")
-    assert "no checkpoint had been saved yet" in capsys.readouterr().err
+    assert "no checkpoint has been saved in" in capsys.readouterr().err
     assert runs.same_weights(out / "model", finished / "model")
     assert runs.log(out) == runs.log(finished)
 

@@ -122,7 +122,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_says_how_to_go_on(tiny_fold
     assert process.returncode == code, said
     assert "Traceback" not in said
     last = int(trainer.last_checkpoint(out).rpartition("-")[2])
-    assert f"stopped after step {last} of 400; go on with the same command and --resume" in said
+    assert f"stopped after step {last} of 400; continue with the same command and --resume" in said
     assert [line["step"] for line in runs.log(out)] == list(range(1, last + 1))
     assert not (out / "model").exists()
     done = {}

@@ -251,7 +251,7 @@ class QuietStar(ThinkingModel):
     def _render(self, prompt: PromptItem, raw: bool, system: str | None) -> str:
         """A text or conversation as the model reads it, in the chat template unless `raw`."""
         if self.tokenizer is None:
-            raise QuietStarError("this model was built without a tokenizer: give token ids instead of text")
+            raise QuietStarError("this model has no tokenizer; pass token ids instead of text")
         if prompt.text is not None and not prompt.text.strip():
             raise QuietStarError("the prompt is empty; give at least one word")
         if raw or not self.has_chat_template:
@@ -272,11 +272,11 @@ class QuietStar(ThinkingModel):
             if isinstance(named, dict) and "default" not in named:
                 raise QuietStarError(
                     f"the tokenizer has chat templates named {', '.join(map(repr, sorted(named)))} and none named "
-                    "'default': set tokenizer.chat_template to one of them, or ask with raw text (--raw)"
+                    "'default': set tokenizer.chat_template to one of them, or pass raw=True (--raw)"
                 ) from error
             raise QuietStarError(
-                f"the model's chat template refuses this conversation ({first_line(error)}); change it or "
-                "ask with raw text (--raw)"
+                f"the model's chat template rejects this conversation ({first_line(error)}); change it or "
+                "pass raw=True (--raw)"
             ) from error
         return rendered
 
@@ -285,7 +285,7 @@ class QuietStar(ThinkingModel):
             text.encode()
         except UnicodeEncodeError as error:
             raise QuietStarError(
-                f"the text is not Unicode: character {error.start} is half of a surrogate pair; decode it anew with "
+                f"the text is not Unicode: character {error.start} is half of a surrogate pair; decode it again with "
                 'errors="replace"'
             ) from error
         limit = self.context_limit
@@ -554,7 +554,7 @@ class QuietStar(ThinkingModel):
         ids: list[int]
         if of is None:
             if getattr(self, "_last_ids", None) is None:
-                raise QuietStarError("there is no text yet: generate or score one first, or give of=")
+                raise QuietStarError("there is no text yet; generate or score one first, or pass of=")
             ids = self._last_ids
         elif isinstance(of, Trace):
             ids = of.ids

@@ -178,7 +178,7 @@ def _string(value: Any) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         says = (
-            f"be Unicode text: character {error.start} is half of a surrogate pair; decode it anew with "
+            f"be Unicode text: character {error.start} is half of a surrogate pair; decode it again with "
             'errors="replace"'
         )
         raise PydanticCustomError(_RULE, "{says}", {"says": says}) from error
@@ -215,7 +215,7 @@ def usable(name: str | bytes, what: str = "the file name") -> Path:
     except UnicodeError as error:
         raise QuietStarError(f"{what} {shown(name)} is not UTF-8; rename the file") from error
     except RuntimeError as error:  # what expanduser raises
-        raise QuietStarError(f"{what} {shown(name)} names an unknown user's home; write the folder out") from error
+        raise QuietStarError(f"{what} {shown(name)} names the home of an unknown user; write out the folder") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise QuietStarError(f"{what} {shown(name)} cannot be used: {reason}") from error

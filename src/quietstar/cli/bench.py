@@ -150,7 +150,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _print_generate(report: Report) -> None:
     print(", ".join(f"{key} {value}" for key, value in report.machine.items()))
-    print("kind        context   T    plain, ms  one by one            speculative           drafts came true")
+    print("kind        context   T    plain, ms  one by one            speculative           drafted tokens accepted")
     for c in report.cells:
         one, ahead = (
             f"{r.middle:5.2f} x ({r.lowest:.2f} to {r.highest:.2f})" for r in (c.one_by_one_ratio, c.speculative_ratio)
@@ -170,7 +170,7 @@ def _print_generate(report: Report) -> None:
             f"{t['ratio']['middle']:.2f} x ({t['ratio']['lowest']:.2f} to {t['ratio']['highest']:.2f})"
         )
     if report.couplings:
-        print("drafts that come true at temperature 1: at best, as here, by inverse CDF; greedy")
+        print("share of drafted tokens accepted at temperature 1: the most possible, as here, by inverse CDF; greedy")
     for a in report.couplings:
         print(f"{a.kind:<11} w {a.weight:<5} {a.best:7.1%} {a.raced:7.1%} {a.inverse:7.1%} {a.greedy:7.1%}")
     if report.memory:

@@ -41,7 +41,7 @@ def _version(asked: bool) -> None:
 def root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """See, train and test what a language model thinks before it speaks."""
@@ -77,13 +77,13 @@ def main() -> None:
     except RuntimeError as error:  # torch tells a lack of memory so
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             _unexpected(error)
-        _leave("quietstar: out of memory; give a shorter text, fewer --samples or a shorter --thought-length", 2)
+        _leave("quietstar: out of memory; try a shorter text, fewer --samples or a shorter --thought-length", 2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             _unexpected(error)
         _leave("quietstar: no space left on the disk; free some and try again", 2)
     except MemoryError:
-        _leave("quietstar: out of memory; try a shorter text, --thought-length or --samples smaller", 2)
+        _leave("quietstar: out of memory; try a shorter text, fewer --samples or a shorter --thought-length", 2)
     except Exception as error:
         _unexpected(error)
     if code == 130:

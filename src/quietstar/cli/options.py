@@ -27,37 +27,43 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", metavar="NAME", rich_help_panel=_MODEL,
-        help="default (SmolLM2-135M-Instruct, fetched once), a folder, a .gguf file or a hub name.",
+        help="default (SmolLM2-135M-Instruct, downloaded once), a folder, a .gguf file or a Hub name.",
     ),
 ]  # fmt: skip
 Dtype = Annotated[
-    str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; auto is the checkpoint's own.")
+    str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; auto keeps the checkpoint's own.")
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
 Quantize = Annotated[str | None, typer.Option(metavar="BITS", help="4bit or 8bit, through bitsandbytes.")]
 ThoughtLength = Annotated[
-    int | None, typer.Option("--thought-length", "-t", metavar="T", help="Tokens in a thought; the model's own (8).")
+    int | None,
+    typer.Option(
+        "--thought-length", "-t", metavar="T", help="Tokens in a thought [the model's own, 8 unless trained otherwise]."
+    ),
 ]
 Samples = Annotated[int, typer.Option(metavar="P", help="Thoughts at each position; their predictions are averaged.")]
 ThoughtTemperature = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Of the thoughts; 0 is greedy. 0 for one sample, 1 for several unless given."),
+    typer.Option(metavar="X", help="Temperature of the thoughts; 0 is greedy [0 for one sample, 1 for several]."),
 ]
 Control = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What stands in a thought's place: own, none, filler, shuffled, donor, only or truncated:J.",
+        help="The control: own (no control), none, filler, shuffled, donor, only or truncated:J.",
     ),
 ]
 MixingWeight = Annotated[
-    float | None, typer.Option(metavar="W", help="A fixed mixing weight in place of the head's, as an experiment.")
+    float | None,
+    typer.Option(metavar="W", help="A fixed mixing weight instead of the mixing head's, as an experiment."),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Same seed, same output.")]
 
 Db = Annotated[
     str | None,
-    typer.Option("--db", metavar="FILE", help="The record [$QUIETSTAR_DB, or record.db in the user's data folder]."),
+    typer.Option(
+        "--db", metavar="FILE", help="The record file [$QUIETSTAR_DB, or record.db in the user's data folder]."
+    ),
 ]
 
 

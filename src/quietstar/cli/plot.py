@@ -15,7 +15,8 @@ def plot(
         list[str], typer.Argument(metavar="FOLDER", help="Folders of training runs; several are compared.")
     ],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf file [RUN/curves.png].")
+        str | None,
+        typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf file [curves.png in the first folder]."),
     ] = None,
 ) -> None:
     """Draw losses, reward, mixing weight and held-out effects of training runs into a picture."""
@@ -25,7 +26,9 @@ def plot(
     for run in runs:
         lines = run_log.read(run)
         if not lines:
-            raise QuietStarError(f"there is no log of a training run in {run} (a file {run_log.LOG} with lines)")
+            raise QuietStarError(
+                f"{run} has no log of a training run (a non-empty {run_log.LOG}); pass the folder of a run"
+            )
         logs[Path(run).name] = lines
     target = Path(out) if out is not None else Path(runs[0]) / "curves.png"
     curves.draw(logs, target)

@@ -65,7 +65,7 @@ class Screen:
             self.console.print(
                 Text(
                     "The thoughts of this model are untrained: its mixing head is at its start (w = 0), so they cannot "
-                    "change the answer yet. `only` is what each would say alone; --mixing-weight 0.2 lets them speak.",
+                    "change the answer yet. `only` is what each would say alone; --mixing-weight 0.2 mixes them in.",
                     style="dim",
                 )
             )
@@ -127,7 +127,7 @@ class Screen:
         if ends:
             note += f", {sum(end.seconds for end in ends):.1f} s"
             if drafted := sum(end.drafted for end in ends):
-                note += f", {sum(end.accepted for end in ends)} of {drafted} drafts came true"
+                note += f", {sum(end.accepted for end in ends)} of {drafted} drafted tokens accepted"
             if ends[-1].reason in ("length", "context"):
                 note += ", cut at --max-new-tokens" if ends[-1].reason == "length" else ", cut at the model's context"
         if interrupted:
@@ -192,14 +192,14 @@ def change(made: Intervention) -> Text:
     compared = Compared.of(made.settings)
     for label, choices in (
         ("without", made.base), ("with", made.mixed), ("only", made.only),
-        ("own beside it", compared.mixed if compared is not None else []),
+        ("own thought", compared.mixed if compared is not None else []),
     ):  # fmt: skip
-        if choices or label != "own beside it":
+        if choices or label != "own thought":
             text.append(f"{label} ", style="dim").append(_choice(choices)).append("  ")
     if compared is not None and compared.changed:
         text.append(f"{FLIP} likeliest word changed  ", style="bold magenta")
     if compared is not None and compared.recorded is not None:
-        text.append(f"computed anew in {visible(computed.in_words(compared.computed))}  ", style="dim")
+        text.append(f"recomputed in {visible(computed.in_words(compared.computed))}  ", style="dim")
     if made.continuation is not None:
         text.append("then ", style="dim").append(visible(made.continuation))
     return text

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     invoke_without_command=True, rich_markup_mode=None,
     help="List and search the recorded runs, newest first.\n\n"
-    "A search finds words by their beginnings, in prompts, answers and thoughts.",
+    "A search matches the beginnings of words in prompts, answers and thoughts.",
 )  # fmt: skip
 app.command(name="show")(show)
 
 _RUN = typer.Argument(metavar="RUN", help="Its id or the beginning of it.")
 Search = Annotated[
     str,
-    typer.Option("--search", "-s", metavar="WORDS", help='Words in prompt, answer or thoughts; "in quotes" together.'),
+    typer.Option("--search", "-s", metavar="WORDS", help='Words in prompt, answer or thoughts; a phrase "in quotes".'),
 ]
 Tag = Annotated[str | None, typer.Option(metavar="TAG", help="Runs with this tag only.")]
 
@@ -35,18 +35,18 @@ def runs(
     context: typer.Context,
     search: Search = "",
     tag: Tag = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="List N runs at most; 0 is all.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", help="List at most N runs; 0 lists all.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one run a line as JSON.")] = False,
     db: options.Db = None,
 ) -> None:
     """List and search the recorded runs, newest first.
 
-    A search finds words by their beginnings, in prompts, answers and thoughts.
+    A search matches the beginnings of words in prompts, answers and thoughts.
     """
     context.obj = db
     if context.invoked_subcommand is not None:
         if search or tag or as_json:
-            raise QuietStarError(f"give the options of `runs {context.invoked_subcommand}` behind it")
+            raise QuietStarError(f"options of `runs {context.invoked_subcommand}` go after its name")
         return
     if limit < 0:
         raise QuietStarError(f"--limit must be at least 0, got {limit}")
@@ -86,7 +86,7 @@ def _print(run: Run) -> None:
     asked, text = run.asked or run.prompt, run.text
     if most is not None:
         asked, text = asked[:most], text[:most]
-    line.append(visible(asked)).append("  →  ", "dim").append(visible(text) or "(nothing said)", "")
+    line.append(visible(asked)).append("  →  ", "dim").append(visible(text) or "(empty answer)", "")
     if run.reason is None:
         line.append("  (unfinished)", "dim")
     if most is not None:
@@ -99,10 +99,10 @@ def tag(
     context: typer.Context,
     run: Annotated[str, _RUN],
     tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="One or more tags.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the tags instead.")] = False,
     db: options.Db = None,
 ) -> None:
-    """Give a run tags, to find it by."""
+    """Tag a run, so that `runs --tag` finds it."""
     with recording.opened(db or context.obj) as store:
         (store.untag if remove else store.tag)(run, *tags)
         print(f"{store.find(run)}: {', '.join(store.run(run).tags) or 'no tags'}")
@@ -112,10 +112,10 @@ def tag(
 def note(
     context: typer.Context,
     run: Annotated[str, _RUN],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help='What to remember; "" takes the note away.')],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='The note; "" removes it.')],
     db: options.Db = None,
 ) -> None:
-    """Write a note on a run, in place of the one it has."""
+    """Write a note on a run; it replaces the previous one."""
     with recording.opened(db or context.obj) as store:
         store.note(run, text)
         print(f"{store.find(run)}: {'noted' if text else 'no note'}")
@@ -125,7 +125,7 @@ def note(
 def delete(
     context: typer.Context,
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or their beginnings.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     db: options.Db = None,
 ) -> None:
     """Delete runs with their thoughts and interventions, and erase their text from the file."""
@@ -133,7 +133,9 @@ def delete(
         ids = list(dict.fromkeys(store.find(name) for name in names))
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
-                raise QuietStarError("deleting cannot be undone; say --yes where nobody can be asked")
+                raise QuietStarError(
+                    "deleting cannot be undone and standard input is not a terminal to confirm it; pass --yes"
+                )
             for one in ids:
                 _print(store.run(one))
             question = f"Delete {'this run' if len(ids) == 1 else f'these {len(ids)} runs'} for good?"
@@ -146,13 +148,15 @@ def delete(
 @app.command(name="export")
 def export_(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - is standard output.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is standard output.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Which runs; all when left out.")] = None,
     search: Search = "",
     tag: Tag = None,
     format: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="jsonl, csv, parquet or html; the file's ending says so otherwise."),
+        typer.Option(
+            metavar="NAME", help="jsonl, csv, parquet or html; inferred from the file's suffix when left out."
+        ),
     ] = None,
     table: Annotated[
         str,
@@ -160,9 +164,9 @@ def export_(
     ] = "thoughts",
     db: options.Db = None,
 ) -> None:
-    """Write runs to a file: whole ones as JSON lines, one table of them as CSV or Parquet, or a page to read.
+    """Export runs: complete ones as JSON Lines, one table of them as CSV or Parquet, or an HTML page.
 
-    A page (.html) is one file with its runs inside: it opens in any browser, without quietstar and without a network.
+    The page (.html) is a single file that any browser opens, without quietstar and without a network.
     """
     from quietstar.record import exchange
 
@@ -170,17 +174,17 @@ def export_(
 
     with recording.opened(db or context.obj) as store:
         if names and (search or tag):
-            raise QuietStarError("name runs, or choose them by --search and --tag, not both")
+            raise QuietStarError("pass run names or --search and --tag, not both")
         if names:
             ids = list(dict.fromkeys(store.find(name) for name in names))
         else:
             ids = [run.id for run in store.runs(search, tag=tag)][::-1]
         ending = Path(file).suffix.lower().removeprefix(".")
         if format is None and file != "-" and ending not in known:
-            raise QuietStarError(f"say the --format of {file}: {', '.join(known)}")
+            raise QuietStarError(f"cannot infer the format of {file}; pass --format with one of {', '.join(known)}")
         format = format or ("jsonl" if file == "-" else ending)
         if format not in known:
-            raise QuietStarError(f"format must be one of {', '.join(known)}; got {format!r}")
+            raise QuietStarError(f"--format must be one of {', '.join(known)}; got {format!r}")
         if format == "html":
             from quietstar.viewer import export
 
@@ -197,11 +201,11 @@ def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines that `quietstar runs export` wrote.")],
     db: options.Db = None,
 ) -> None:
-    """Take runs in from JSON lines; all of the file or, where it is damaged, nothing."""
+    """Import runs from JSON Lines; a damaged file imports nothing."""
     from quietstar.record import exchange
     from quietstar.record.store import Store
 
     with Store.open(db or context.obj) as store:
         done = exchange.load(store, file)
-        there = f", {len(done.present)} there already" if done.present else ""
+        there = f", {len(done.present)} already there" if done.present else ""
         print(f"{len(done.added)} runs imported{there}")

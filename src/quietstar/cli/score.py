@@ -25,19 +25,19 @@ def score(
         list[str],
         typer.Argument(
             metavar="FILE",
-            help="Plain text (one document); JSON, JSON Lines, CSV, TSV, Parquet (one a row); - is standard input.",
+            help="Plain text (one document); JSON, JSON Lines, CSV, TSV or Parquet (one per row); - is standard input.",
         ),
     ],
     model: options.Model = "default",
     field: Annotated[str, typer.Option(metavar="NAME", help="The column of the text.")] = "text",
     controls: Annotated[
-        str, typer.Option(metavar="LIST", help="Controls beside the own thoughts, separated by commas, or none.")
+        str, typer.Option(metavar="LIST", help="Controls to compare with, separated by commas, or none.")
     ] = "filler,donor,shuffled",
     broken: Annotated[
-        str, typer.Option(metavar="WHAT", help="refuse a file with broken rows, or skip them.")
+        str, typer.Option(metavar="WHAT", help="What to do with broken rows: refuse the file, or skip them.")
     ] = "refuse",
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Read the first N documents only.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read N tokens of each document at most.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Read only the first N documents.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Read at most N tokens of each document.")] = None,
     window: Annotated[int, typer.Option(metavar="N", help="Tokens read at once; longer documents are cut.")] = 512,
     thought_length: options.ThoughtLength = None,
     samples: options.Samples = 1,
@@ -60,10 +60,10 @@ def score(
     quantize: options.Quantize = None,
     threads: options.Threads = None,
 ) -> None:
-    """Think at every position of texts and tell how well the true next tokens are predicted.
+    """Think at every position of texts and report how well the true next tokens are predicted.
 
     Losses are nats per predicted token: base (no thought), own (the own thought mixed in), only (the thought alone),
-    and each control in the thought's place. Effects are above zero where a thought helps: compute = base - filler,
+    and each control. Effects are above zero where a thought helps: compute = base - filler,
     content = donor - own. Intervals are 95 % bootstraps over documents.
     """
     from quietstar.documents.reading import Rules, read
@@ -118,7 +118,9 @@ def _report_of(file: str) -> dict[str, Any]:
         raise QuietStarError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, RecursionError):
         pass
-    raise QuietStarError(f"{file} is no report of `quietstar score --json`")
+    raise QuietStarError(
+        f"{file} is not a report of `quietstar score --json`; write one with quietstar score FILE --json > REPORT"
+    )
 
 
 def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> None:
@@ -140,7 +142,7 @@ def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> No
         for note in differences(report.to_dict(), other):
             print(f"note: {visible(note)}", file=sys.stderr)
     for name in report.skipped:
-        print(f"note: {visible(name)} has fewer than two tokens and was left out", file=sys.stderr)
+        print(f"note: {visible(name)} has fewer than two tokens and was skipped", file=sys.stderr)
     if as_json:
         more = {"against": {kind: asdict(found) for kind, found in compared.items()}} if compared else {}
         print(options.to_json(report.to_dict() | more, indent=1))
@@ -190,7 +192,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     )
     console.print(Text(f"noise floor: {said}", style="dim"))
     if report.unfinished:
-        console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read to the end", style="dim"))
+        console.print(Text(f"interrupted: {len(report.unfinished)} documents were not read completely", style="dim"))
     if len(report.documents) < FEWEST:
         console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
 

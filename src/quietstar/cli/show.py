@@ -23,10 +23,11 @@ _MOST = 2000  # characters of a prompt that are printed
 def show(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="Its id or the beginning of it; the newest when left out.")
+        str | None, typer.Argument(metavar="RUN", help="Run id or its beginning; the newest run when left out.")
     ] = None,
     top: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the N with the most of --measure, none below the noise floor.")
+        int | None,
+        typer.Option(metavar="N", help="Only the N thoughts with the largest --measure, none below the noise floor."),
     ] = None,
     measure: Annotated[
         str, typer.Option(metavar="NAME", help="What tints and ranks: kl, weight, gain, entropy or surprise.")
@@ -34,7 +35,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print all that is recorded as one JSON object.")] = False,
     db: options.Db = None,
 ) -> None:
-    """Read a recorded run again, with what each thought did.
+    """Show a recorded run, with what each thought did.
 
     The answer is tinted by how far each thought moved the prediction (or by another --measure), on a scale that is the
     same for every run, and marked: · where the model thought, ◆ where the likeliest word changed. What lies within the

@@ -22,21 +22,23 @@ def stats(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="RUN...", help="Ids or their beginnings; the newest when left out.")
     ] = None,
-    tag: Annotated[str | None, typer.Option(metavar="TAG", help="All runs with this tag instead.")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="All runs with this tag.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="First let the model measure what the record alone cannot tell.")
+        bool,
+        typer.Option("--measure", help="First load the model and compute the measures that are not in the record."),
     ] = False,
-    each: Annotated[bool, typer.Option("--each", help="Numbers of every single thought, one a line as JSON.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Print the numbers of every thought as JSON Lines.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the statistics as JSON.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME", help="With --measure; the run's own when left out.")
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="The model for --measure; the run's own when left out."),
     ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
     db: options.Db = None,
 ) -> None:
-    """Tell whether thoughts were used, helped, and what they are made of, with 95 % intervals.
+    """Report whether thoughts were used, whether they helped and what they consist of, with 95 % intervals.
 
     Intervals resample whole runs, or stretches of 16 neighbouring thoughts where there are fewer than 5 runs. --measure
     loads the model and adds the effects of compute and content, early answering, and how likely thoughts are as text;
@@ -46,7 +48,7 @@ def stats(
     from quietstar.record import computed
 
     if names and tag:
-        raise QuietStarError("name runs, or choose them by --tag, not both")
+        raise QuietStarError("pass run names or --tag, not both")
     with recording.opened(db) as store:
         runs = list(dict.fromkeys(store.find(name) for name in names or ()))
         if not runs:
@@ -123,7 +125,7 @@ def _print(runs: list[str], found: list[Statistic]) -> None:
           f"{', ...' if len(runs) > 8 else ''}")  # fmt: skip
     print(f"{'measure':<27} {'mean':>9}  {'95 % interval':<21} {'unit':<10} {'thoughts':>8}")
     for one in found:
-        within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few to tell"
+        within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few for an interval"
         mark = "~" if one.within else " "
         print(f"{one.label:<27} {one.mean:>+9.4f}{mark} {within:<21} {one.unit:<10} {one.count:>8}")
     known = {one.name: f"{one.label} {one.floor:.2g}" for one in found if one.floor is not None}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def think(
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="What to ask; read from standard input when left out or -.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; read from standard input when left out or -.")
     ] = None,
     model: options.Model = "default",
     thought_length: options.ThoughtLength = None,
@@ -33,14 +33,16 @@ def think(
     control: options.Control = "own",
     mixing_weight: options.MixingWeight = None,
     thought_temperature: options.ThoughtTemperature = None,
-    temperature: Annotated[float, typer.Option(metavar="X", help="Of the answer; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus of the answer, above 0 to 1.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="X", help="Temperature of the answer; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(metavar="X", help="Nucleus sampling of the answer, above 0 to 1.")] = 1.0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", metavar="N", help="Most tokens of the answer.")
+    ] = 128,
     speculate: Annotated[
         str,
         typer.Option(
             metavar="K",
-            help="Draft K tokens and think about them together; in fp32 the output is the same. 0 is one by one.",
+            help="Draft K tokens and think about them together; in fp32 the output is the same. 0 thinks one by one.",
         ),
     ] = "auto",
     seed: options.Seed = 0,

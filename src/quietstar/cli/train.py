@@ -36,7 +36,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run's folder.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the run that is in the folder and begin anew.")
+        bool, typer.Option("--overwrite", help="Remove the run that is in the folder and start over.")
     ] = False,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -76,18 +76,18 @@ def run(recipe: object, resume: bool, device: str | None, overwrite: bool = Fals
 
     assert isinstance(recipe, Recipe)
     if resume and overwrite:
-        raise QuietStarError("--resume goes on with a run and --overwrite removes it; give one of them")
+        raise QuietStarError("--resume continues a run and --overwrite removes it; pass only one of them")
     out, display = Path(recipe.out), ProgressDisplay()
     first = int(os.environ.get("RANK", "0")) == 0
     with folder.held(out) if first else contextlib.nullcontext():
         start = folder.to_resume(out, display.say if first else lambda line: None) if resume else None
         if resume and start is None and first:
-            display.say(f"no checkpoint had been saved yet in {out}; beginning with the first step")
+            display.say(f"no checkpoint has been saved in {out} yet; starting at the first step")
         if overwrite and first:
             folder.empty(out)
         if not resume and first and (there := folder.occupied(out)):
             raise QuietStarError(
-                f"{out} has a run already ({', '.join(there)}); go on with --resume, or choose another folder with "
+                f"{out} already has a run ({', '.join(there)}); continue it with --resume, choose another folder with "
                 "--out, or remove it with --overwrite"
             )
         try:
@@ -108,9 +108,10 @@ def _train(recipe: Recipe, start: str | None, device: str | None, display: Progr
     if main:
         for note in trainer.notes:
             display.say(f"note: {note}")
+        trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
         display.say(
             f"{len(trainer.train_dataset)} spans of up to {recipe.data.length} tokens, "
-            f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6:.2f} million weights learn"
+            f"{trainable / 1e6:.2f} million trainable weights"
         )
     with _stopped_by_signals(trainer, display.say if main else lambda line: None) as came:
         try:
@@ -118,16 +119,16 @@ def _train(recipe: Recipe, start: str | None, device: str | None, display: Progr
         except KeyboardInterrupt:
             last = last_checkpoint(recipe.out)
             if main:
-                display.say(f"stopped; {f'{last} is whole, go on from it' if last else 'begin anew'} with --resume")
+                display.say(f"stopped; {f'{last} is complete; continue from it' if last else 'start over'} with --resume")
             raise
         if trainer.stopped:
             if main:
                 step, steps = trainer.state.global_step, recipe.optimizer.steps
-                display.say(f"stopped after step {step} of {steps}; go on with the same command and --resume")
+                display.say(f"stopped after step {step} of {steps}; continue with the same command and --resume")
             raise typer.Exit(128 + came[0])
         if trainer.was_finished and trainer.has_final():
             if main:
-                display.say(f"{Path(recipe.out) / 'model'} is the finished model; nothing was changed")
+                display.say(f"{Path(recipe.out) / 'model'} is the finished model already; nothing was changed")
             return
         saved = trainer.save_final()
     if main:
@@ -144,7 +145,7 @@ def _stopped_by_signals(trainer: ThoughtTrainer, say: Callable[[str], None]) -> 
             raise KeyboardInterrupt
         came.append(number)
         trainer.stopping = True
-        say("stopping after this step with a checkpoint; once more to stop at once")
+        say("stopping after this step with a checkpoint; press Ctrl-C again to stop immediately")
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
         yield came

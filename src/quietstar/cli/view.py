@@ -18,13 +18,13 @@ def view(
     host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on.")] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="What one must know to come in; made up when left out."),
+        typer.Option(metavar="TEXT", help="Token that the address must contain; generated when left out."),
     ] = None,
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Ask for none: every account of this machine may look and ask.")
+        bool, typer.Option("--no-token", help="Require no token: every account of this machine can read and ask.")
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    look: Annotated[bool, typer.Option("--look", help="Show only: no asking, no changing, no model.")] = False,
+    look: Annotated[bool, typer.Option("--look", help="Read only: no asking, no editing, no model.")] = False,
     model: options.Model = "default",
     db: options.Db = None,
     dtype: options.Dtype = "auto",
@@ -32,7 +32,7 @@ def view(
     quantize: options.Quantize = None,
     threads: options.Threads = None,
 ) -> None:
-    """Look at the record in a browser: read thoughts in their place, change one, ask.
+    """Browse the record: read thoughts in context, edit one, ask the model.
 
     Serves a page on this machine until Ctrl-C. The model is loaded when the page first asks it something. Nothing
     leaves the machine. The address that is printed holds a token; without it nobody else can open the page.
@@ -44,9 +44,11 @@ def view(
     if no_token and token is not None:
         raise QuietStarError("give --token or --no-token, not both")
     if no_token and not is_loopback(host):
-        raise QuietStarError(f"--no-token lets in whoever can reach {host}; it goes with this machine's own address")
+        raise QuietStarError(
+            f"--no-token would admit everyone who can reach {host}; use it only with a loopback --host"
+        )
     if token is not None and (len(token) < 8 or not token.isascii() or not token.replace("-", "_").isidentifier()):
-        raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
+        raise QuietStarError("--token must have at least 8 letters, digits, - or _, and start with a letter")
 
     from quietstar.record.store import Store
     from quietstar.viewer.live import Live
@@ -59,7 +61,7 @@ def view(
             live = Live(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
 
         def ready(address: str) -> None:
-            typer.echo(f"{address}{place}  (Ctrl-C ends it)")
+            typer.echo(f"{address}{place}  (Ctrl-C stops it)")
             if open_:
                 import webbrowser
 

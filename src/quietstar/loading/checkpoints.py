@@ -102,8 +102,8 @@ def load(
             )
         if config is None and not name.endswith(".gguf") and not _exists(name):
             raise QuietStarError(
-                f"unknown model {name!r}: neither a folder or .gguf file here nor a model of the hub"
-                + (" in the cache, and the hub cannot be reached" if _offline() else "")
+                f"unknown model {name!r}: no such folder or .gguf file, and no such model on the Hub"
+                + (" in the local cache (the Hub cannot be reached)" if _offline() else "")
             )
         if config is not None and config.get("model_type") == QuietStarConfig.model_type:
             model = _ours(cls, name, config, options)
@@ -206,7 +206,7 @@ def _base(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         key, stored_shape, wanted = other[0]
         raise QuietStarError(
             f"{asked_for}: {key} has shape {tuple(stored_shape)}, but config.json asks for {tuple(wanted)} "
-            f"({len(other)} such weights); the two files do not belong together"
+            f"({len(other)} such weights); the two files do not match"
         )
     if packed is not None:
         gguf_files.check_tensors(packed, base)
@@ -235,7 +235,7 @@ def _refuse_left_over(name: str, base: PreTrainedModel, unused: list[str]) -> No
     if layers := sorted(key for key in unused if anywhere(key) in known):
         raise QuietStarError(
             f"{name}: its weights hold {layers[0]}, which config.json leaves out ({len(layers)} such weights); the two "
-            "files do not belong together"
+            "files do not match"
         )
     if unused:
         warnings.warn(f"{name}: {len(unused)} of its weights are not used, as {sorted(unused)[0]}", stacklevel=2)
@@ -294,7 +294,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)  # type: ignore[arg-type]
         if found.type == "cuda" and not torch.cuda.is_available():
-            raise QuietStarError(f"device {str(device)!r} was asked for, but this machine has no CUDA device; use cpu")
+            raise QuietStarError(f"device {str(device)!r} is not available: this machine has no CUDA device; use cpu")
         if found.type == "meta":
             raise QuietStarError("device 'meta' holds no values; use cpu or cuda")
         torch.zeros(1, device=found).item()
@@ -385,15 +385,17 @@ def readable(name: str) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise QuietStarError(
-            f"{name}: a weights file is broken or half downloaded ({first_line(error)}); fetch it again"
+            f"{name}: a weights file is damaged or incomplete ({first_line(error)}); download it again"
         ) from error
     except BaseException as error:
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise QuietStarError(f"no space left on the disk while fetching {name}; free some and try again") from error
+            raise QuietStarError(
+                f"no space left on the disk while downloading {name}; free some and try again"
+            ) from error
         if not _exists(name) and isinstance(error, OSError):
-            raise QuietStarError(f"the model {name} could not be fetched from the hub: {first_line(error)}") from error
+            raise QuietStarError(f"{name} could not be downloaded from the Hub: {first_line(error)}") from error
         said = first_line(error)
         if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):  # else the kind says the most
             said = f"{type(error).__name__}: {said}"
@@ -414,7 +416,7 @@ def _of_the_cache(folder: Path) -> Iterator[None]:
         with readable(str(folder)):
             yield
     except QuietStarError as error:
-        raise QuietStarError(f"{error}: delete that folder, and the model is fetched again") from error
+        raise QuietStarError(f"{error}; delete that folder, and the model is downloaded again") from error
 
 
 # -- the published layout ---------------------------------------------------------------------------------------------
@@ -450,7 +452,7 @@ def _fill_published(model: ThinkingModel, extra: dict[str, Tensor], config: dict
     head = {key.removeprefix(_HEAD): tensor.float() for key, tensor in extra.items() if key.startswith(_HEAD)}
     if several := sorted(key for key in extra if key.startswith("talk_head.") and not key.startswith(_HEAD)):
         raise QuietStarError(
-            f"this Quiet-STaR checkpoint has several mixing heads ({several[0]}); only one for all places ahead "
+            f"this Quiet-STaR checkpoint has several mixing heads ({several[0]}); only a single one "
             "(merged_talk_heads) is supported"
         )
     expected = model.head.layers.state_dict()
@@ -561,12 +563,12 @@ def _plan(model: ThinkingModel, save_base: bool | None, folder: Path | None) -> 
         )
     changed = bool(found.base) and known is not None
     if save_base is False and (changed or named is None):
-        what = f"{found.base[0]} was changed ({len(found.base)} in all)" if changed else "it has no name to be found by"
+        what = f"{found.base[0]} was changed ({len(found.base)} in all)" if changed else "it has no name to load it by"
         raise QuietStarError(f"the base model has to be saved too, since {what}; leave save_base out")
     whole = save_base if save_base is not None else changed or named is None or known is None
     if whole:
         if _is_quantised(inner):
-            what = f"{found.base[0]} was changed" if changed else "it has no name to be found by"
+            what = f"{found.base[0]} was changed" if changed else "it has no name to load it by"
             raise QuietStarError(
                 f"a base model in 4 or 8 bit cannot be saved, and {what}; give from_base the base_name of the "
                 "unquantised model and leave its weights as they are"
@@ -713,8 +715,8 @@ def _named_base(name: str, base_name: str, options: dict[str, Any]) -> tuple[Pre
         return _base(str(default_model.folder()), options | {"revision": None})
     if Path(base_name).is_absolute() and not _exists(base_name):
         raise QuietStarError(
-            f"{name} holds thoughts for the base model {base_name}, which is not there; put it back, or save "
-            "with save_base=True where it is"
+            f"{name} holds thoughts for the base model {base_name}, which does not exist; restore it, or save "
+            "again with save_base=True where it exists"
         )
     with readable(base_name):
         return _base(base_name, options)
@@ -724,7 +726,7 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     revision = options["revision"]
     config = _our_config(name, raw)
     if _file(name, "adapter_config.json", revision) is not None:  # transformers would load it with the base
-        raise QuietStarError(f"{name} has an adapter_config.json beside its config.json; it belongs into adapter/")
+        raise QuietStarError(f"{name} has an adapter_config.json beside its config.json; move it into adapter/")
     if config.base_name is None:
         base, tokenizer = _base(name, options | {"subfolder": "base"})
     else:
@@ -762,14 +764,14 @@ def _ours(cls: type[ThinkingModel], name: str, raw: dict[str, Any], options: dic
     if (width := _width(base)) != config.hidden_size:
         raise QuietStarError(
             f"{name} holds thoughts for a base of hidden size {config.hidden_size}, but its base has {width}; the two "
-            "do not belong together"
+            "do not match"
         )
     model = cls(config, base, tokenizer)
     beyond = [token for token in (*config.marker_ids, config.filler_id or 0) if token >= model.vocabulary]
     if beyond:
         raise QuietStarError(
             f"{name}: config.json names token {beyond[0]}, but the base has {model.vocabulary} tokens; the two do not "
-            "belong together"
+            "match"
         )
     load_parts(model, path)
     model.config.name_or_path = name
@@ -851,7 +853,7 @@ def _check_adapter(name: str, where: str, revision: str | None) -> None:
     if too_large := [r for r in ranks if isinstance(r, int) and r > 64 * max(1, widest)]:
         raise QuietStarError(
             f"{name}: adapter_config.json asks for rank {too_large[0]}, but its weights have at most {widest}; "
-            "the two files do not belong together"
+            "the two files do not match"
         )
     with safe_open(path, framework="pt") as tensors:
         for key in shapes:

