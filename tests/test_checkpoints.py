@@ -177,8 +177,8 @@ def test_half_downloaded_and_broken_files_are_named(tiny_folder, tmp_path):
         return json.dumps(json.loads((Path(tiny_folder) / "config.json").read_text()) | values).encode()
 
     for file, content, says in (
-        ("model.safetensors", (Path(tiny_folder) / "model.safetensors").read_bytes()[:900], "broken"),
-        ("model.safetensors", b"", "broken"),
+        ("model.safetensors", (Path(tiny_folder) / "model.safetensors").read_bytes()[:900], "damaged"),
+        ("model.safetensors", b"", "damaged"),
         ("config.json", b'{"model_type": "lla', "not valid JSON"),
         ("config.json", b'{"model_type": "nobodyknows"}', "nobodyknows"),
         ("tokenizer.json", b'{"version"', "tokenizer"),

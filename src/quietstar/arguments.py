@@ -340,8 +340,12 @@ def _of_length(parts: tuple[Any, ...]) -> Any:
 
 
 _WORDS: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "the name of a file",
-}  # fmt: skip
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    Path: "the name of a file",
+}
 _WORDS |= {None: "None", type(None): "None", Any: "anything"}
 
 

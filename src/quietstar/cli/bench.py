@@ -43,10 +43,19 @@ def bench(
     from quietstar.bench.engine import run
 
     with _telling(as_json, _print) as tell:
-        tell(run(
-            thinker, model, dtype, device, thought_length=thought_length, context=tokens, repeats=repeats,
-            processes=processes, say=_say,
-        ))  # fmt: skip
+        tell(
+            run(
+                thinker,
+                model,
+                dtype,
+                device,
+                thought_length=thought_length,
+                context=tokens,
+                repeats=repeats,
+                processes=processes,
+                say=_say,
+            )
+        )
 
 
 @app.command("train")
@@ -71,10 +80,21 @@ def train(
     from quietstar.bench.train import run
 
     with _telling(as_json, _print) as tell:
-        tell(run(
-            thinker, model, dtype, device, thought_length=thought_length, lookahead=lookahead, samples=samples,
-            length=length, repeats=repeats, processes=processes, say=_say,
-        ))  # fmt: skip
+        tell(
+            run(
+                thinker,
+                model,
+                dtype,
+                device,
+                thought_length=thought_length,
+                lookahead=lookahead,
+                samples=samples,
+                length=length,
+                repeats=repeats,
+                processes=processes,
+                say=_say,
+            )
+        )
 
 
 def _say(text: str) -> None:
@@ -135,10 +155,23 @@ def generate(
     from quietstar.bench.generate import run
 
     with _telling(as_json, _print_generate) as tell:
-        tell(run(
-            thinker, model, dtype, device, contexts=sizes[0], thought_lengths=sizes[1], tokens=tokens, repeats=repeats,
-            speculate=speculate, mixing_weight=mixing_weight, temperature=temperature, processes=processes, say=_say,
-        ))  # fmt: skip
+        tell(
+            run(
+                thinker,
+                model,
+                dtype,
+                device,
+                contexts=sizes[0],
+                thought_lengths=sizes[1],
+                tokens=tokens,
+                repeats=repeats,
+                speculate=speculate,
+                mixing_weight=mixing_weight,
+                temperature=temperature,
+                processes=processes,
+                say=_say,
+            )
+        )
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -15,10 +15,13 @@ from quietstar.errors import QuietStarError
 from quietstar.text import visible
 
 app = typer.Typer(
-    name="quietstar", invoke_without_command=True, add_completion=False, rich_markup_mode=None,
+    name="quietstar",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
     help="See, train and test what a language model thinks before it speaks.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)  # fmt: skip
+)
 app.command(name="think")(think.think)
 app.command(name="show")(show.show)
 app.add_typer(runs.app, name="runs")

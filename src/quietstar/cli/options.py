@@ -26,10 +26,13 @@ _MODEL, _THINKING, _ANSWER = "Model", "Thinking", "Answer"
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="NAME", rich_help_panel=_MODEL,
+        "--model",
+        "-m",
+        metavar="NAME",
+        rich_help_panel=_MODEL,
         help="default (SmolLM2-135M-Instruct, downloaded once), a folder, a .gguf file or a Hub name.",
     ),
-]  # fmt: skip
+]
 Dtype = Annotated[
     str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16; auto keeps the checkpoint's own.")
 ]
@@ -70,10 +73,13 @@ Db = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=1024, metavar="N",
+        "--threads",
+        min=1,
+        max=1024,
+        metavar="N",
         help="CPU threads [$OMP_NUM_THREADS, or the cores that are free; 1 for very small models].",
     ),
-]  # fmt: skip
+]
 _PATHS = ("FILE", "FOLDER", "RECIPE")  # metavars of parameters that name files
 
 
@@ -183,9 +189,14 @@ def quiet() -> None:
 
 
 def load(
-    model: str, dtype: str, device: str, quantize: str | None, *, threads: int | None = None,
+    model: str,
+    dtype: str,
+    device: str,
+    quantize: str | None,
+    *,
+    threads: int | None = None,
     status: Callable[[str], None] = lambda text: None,
-) -> QuietStar:  # fmt: skip
+) -> QuietStar:
     """The model a command asked for, computing with `threads` threads; `status` is told what takes long."""
     status("loading the libraries")
     quiet()

@@ -191,9 +191,11 @@ def change(made: Intervention) -> Text:
     text.append(f"{made.sample.weight:.3f}").append("  KL ", style="dim").append(f"{made.kl:.4f}  ")
     compared = Compared.of(made.settings)
     for label, choices in (
-        ("without", made.base), ("with", made.mixed), ("only", made.only),
+        ("without", made.base),
+        ("with", made.mixed),
+        ("only", made.only),
         ("own thought", compared.mixed if compared is not None else []),
-    ):  # fmt: skip
+    ):
         if choices or label != "own thought":
             text.append(f"{label} ", style="dim").append(_choice(choices)).append("  ")
     if compared is not None and compared.changed:

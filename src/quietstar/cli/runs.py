@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from quietstar.record.entries import Run
 
 app = typer.Typer(
-    invoke_without_command=True, rich_markup_mode=None,
+    invoke_without_command=True,
+    rich_markup_mode=None,
     help="List and search the recorded runs, newest first.\n\n"
     "A search matches the beginnings of words in prompts, answers and thoughts.",
-)  # fmt: skip
+)
 app.command(name="show")(show)
 
 _RUN = typer.Argument(metavar="RUN", help="Its id or the beginning of it.")

@@ -94,11 +94,18 @@ def score(
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("scoring", total=1.0)
             report = evaluate(
-                thinker, documents, controls=names, window=window, max_tokens=max_tokens,
-                thought_length=thought_length, samples=samples, thought_temperature=thought_temperature,
-                mixing_weight=mixing_weight, seed=seed,
+                thinker,
+                documents,
+                controls=names,
+                window=window,
+                max_tokens=max_tokens,
+                thought_length=thought_length,
+                samples=samples,
+                thought_temperature=thought_temperature,
+                mixing_weight=mixing_weight,
+                seed=seed,
                 told=lambda name, share: progress.update(task, completed=share, description=escape(visible(name[:30]))),
-            )  # fmt: skip
+            )
     except Interrupted as stopped:
         if stopped.report is not None:
             _show(stopped.report, as_json, None)
@@ -135,8 +142,13 @@ def _show(report: LossReport, as_json: bool, other: dict[str, Any] | None) -> No
         told = {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
         differ = different([report.computed, told]) if told else []
         if differ:
-            print(visible(f"note: the reports differ in {', '.join(differ)}: {in_words(report.computed)}; the other "
-                          f"{in_words(told)}"), file=sys.stderr)  # fmt: skip
+            print(
+                visible(
+                    f"note: the reports differ in {', '.join(differ)}: {in_words(report.computed)}; the other "
+                    f"{in_words(told)}"
+                ),
+                file=sys.stderr,
+            )
         elif not told:
             print("note: the other report does not say what computed it (dtype, device, versions)", file=sys.stderr)
         for note in differences(report.to_dict(), other):
@@ -159,30 +171,43 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
     console = Console(highlight=False)
     kinds = list(report.losses)
 
-    documents = [[row["document"], str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds)]
-                 for row in report.documents]  # fmt: skip
+    documents = [
+        [row["document"], str(row["tokens"]), *(f"{row[kind]:.4f}" for kind in kinds)] for row in report.documents
+    ]
     documents.append(["all", str(report.tokens), *(f"{report.losses[kind].mean:.4f}" for kind in kinds)])
     documents.append(["95 % from", "", *(_bound(report.losses[kind].low) for kind in kinds)])
     documents.append(["95 % to", "", *(_bound(report.losses[kind].high) for kind in kinds)])
     _table(console, "Loss, nats per predicted token", ["document", "tokens", *kinds], documents, fixed=2, last=3)
 
     effects = [[name, f"{found.mean:+.4f}", _range(found)] for name, found in report.effects.items()]
-    effects += [[f"{name}, hardest fifth", f"{found.mean:+.4f}", _range(found)]
-                for name, found in report.hardest.items()]  # fmt: skip
-    effects += [[f"{kind} against the other's base", f"{found.mean:+.4f}", _range(found)]
-                for kind, found in compared.items()]  # fmt: skip
+    effects += [
+        [f"{name}, hardest fifth", f"{found.mean:+.4f}", _range(found)] for name, found in report.hardest.items()
+    ]
+    effects += [
+        [f"{kind} against the other's base", f"{found.mean:+.4f}", _range(found)] for kind, found in compared.items()
+    ]
     for name, one, form in (
-        ("thoughts continue the text", report.continues, ".2%"), ("likeliest word changed", report.flipped, ".2%"),
-        ("mixing weight", report.weight, ".4f"), ("KL(mixed || base)", report.kl, ".4f"),
-    ):  # fmt: skip
+        ("thoughts continue the text", report.continues, ".2%"),
+        ("likeliest word changed", report.flipped, ".2%"),
+        ("mixing weight", report.weight, ".4f"),
+        ("KL(mixed || base)", report.kl, ".4f"),
+    ):
         effects.append([name, format(one.mean, form), _range(one)])
     _table(console, "Effects, nats; above 0 the thought helps", ["effect", "mean", "95 %"], effects, fixed=3)
 
-    deciles = [[str(row["decile"]), str(row["tokens"]), f"{row['from']:.3f}",
-                *(f"{row['losses'][kind]:.4f}" for kind in kinds)] for row in report.deciles]  # fmt: skip
+    deciles = [
+        [
+            str(row["decile"]),
+            str(row["tokens"]),
+            f"{row['from']:.3f}",
+            *(f"{row['losses'][kind]:.4f}" for kind in kinds),
+        ]
+        for row in report.deciles
+    ]
     _table(console, "Loss by decile of base difficulty", ["decile", "tokens", "base from", *kinds], deciles, fixed=3)
-    changes = [[str(row["decile"]), *(_signed(row["effects"][name]) for name in report.effects)]
-               for row in report.deciles]  # fmt: skip
+    changes = [
+        [str(row["decile"]), *(_signed(row["effects"][name]) for name in report.effects)] for row in report.deciles
+    ]
     _table(console, "Effects by decile of base difficulty, nats", ["decile", *report.effects], changes, fixed=1)
     floor = report.noise
     said = (
@@ -197,9 +222,7 @@ def _print(report: LossReport, compared: dict[str, Interval]) -> None:
         console.print(Text(f"fewer than {FEWEST} documents: no intervals", style="dim"))
 
 
-def _table(
-    console: Console, title: str, columns: list[str], rows: list[list[str]], fixed: int, last: int = 0
-) -> None:  # fmt: skip
+def _table(console: Console, title: str, columns: list[str], rows: list[list[str]], fixed: int, last: int = 0) -> None:
     """A table as wide as the terminal at most: columns that do not fit go below, behind the first `fixed` ones again.
 
     A number is never broken over lines, a name only where it alone is too long. `last` rows stand apart at the end.
@@ -227,8 +250,13 @@ def _table(
         shown = [*range(fixed), *part]
         made = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
         for n in shown:
-            made.add_column(columns[n], justify="right" if n else "left", no_wrap=n > 0, overflow="fold",
-                            width=widths[n] if n else first)  # fmt: skip
+            made.add_column(
+                columns[n],
+                justify="right" if n else "left",
+                no_wrap=n > 0,
+                overflow="fold",
+                width=widths[n] if n else first,
+            )
         for number, row in enumerate(rows):
             if last and number == len(rows) - last:
                 made.add_section()

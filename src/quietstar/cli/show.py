@@ -133,9 +133,7 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{visible(key).replace('_', ' ')} {visible(str(value))}" for key, value in kept.items())
 
 
-def _thoughts(
-    console: Console, trace: Trace, interventions: list[Intervention], top: int | None, measure: str
-) -> None:  # fmt: skip
+def _thoughts(console: Console, trace: Trace, interventions: list[Intervention], top: int | None, measure: str) -> None:
     from rich.text import Text
 
     from quietstar.cli.render import change, lines, strongest

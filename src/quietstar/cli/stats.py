@@ -121,8 +121,10 @@ def _kept(store: Store, run: str, starts: dict[str, Start]) -> Trace:
 def _print(runs: list[str], found: list[Statistic]) -> None:
     from quietstar.text import visible
 
-    print(f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {', '.join(map(visible, runs[:8]))}"
-          f"{', ...' if len(runs) > 8 else ''}")  # fmt: skip
+    print(
+        f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {', '.join(map(visible, runs[:8]))}"
+        f"{', ...' if len(runs) > 8 else ''}"
+    )
     print(f"{'measure':<27} {'mean':>9}  {'95 % interval':<21} {'unit':<10} {'thoughts':>8}")
     for one in found:
         within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few for an interval"

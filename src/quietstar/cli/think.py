@@ -96,10 +96,19 @@ def think(
     from quietstar.inference.generation import GenerationSettings
 
     settings = GenerationSettings(
-        thought_length=thought_length, samples=samples, trigger=trigger, control=control, temperature=temperature,
-        top_p=top_p, thought_temperature=thought_temperature, max_new_tokens=max_new_tokens, seed=seed,
-        stop=tuple(stop or ()), mixing_weight=mixing_weight, speculate=speculate,
-    )  # fmt: skip
+        thought_length=thought_length,
+        samples=samples,
+        trigger=trigger,
+        control=control,
+        temperature=temperature,
+        top_p=top_p,
+        thought_temperature=thought_temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=tuple(stop or ()),
+        mixing_weight=mixing_weight,
+        speculate=speculate,
+    )
     status = Status(quiet or as_json)
     with status:
         thinker = options.load(model, dtype, device, quantize, threads=threads, status=status)
@@ -107,10 +116,14 @@ def think(
         from quietstar.api import ANSWER_PROMPT, REASON_PROMPT
 
         events = thinker.reason_then_answer(
-            prompt, raw=raw, system=system, settings=settings, answer_tokens=answer_tokens,
+            prompt,
+            raw=raw,
+            system=system,
+            settings=settings,
+            answer_tokens=answer_tokens,
             reason_prompt=REASON_PROMPT if reason_prompt is None else reason_prompt,
             answer_prompt=ANSWER_PROMPT if answer_prompt is None else "\n" + answer_prompt,
-        )  # fmt: skip
+        )
     else:
         events = thinker.stream(prompt, raw=raw, system=system, settings=settings)
     events = _told(events, status)

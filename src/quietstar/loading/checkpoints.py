@@ -66,9 +66,12 @@ def load(
 ) -> Any:
     """Build a thinking model of class `cls` from a name; see `QuietStar.from_pretrained`."""
     options = dict(
-        revision=revision, dtype=pick_dtype(dtype), device=pick_device(device), quantize=quantize,
+        revision=revision,
+        dtype=pick_dtype(dtype),
+        device=pick_device(device),
+        quantize=quantize,
         trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    )
     if quantize is not None and quantize not in QUANTIZED:
         raise QuietStarError(f"quantize must be 4bit or 8bit, got {quantize!r}")
     if name == default_model.DEFAULT:
@@ -342,9 +345,13 @@ def _file(name: str, file: str, revision: str | None) -> Path | None:
             raise QuietStarError(f"{path} should be a file; it is a folder, or a link that leads nowhere")
         return path if path.is_file() else None
     found = cached_file(
-        name, file, revision=revision, local_files_only=_offline(), _raise_exceptions_for_missing_entries=False,
+        name,
+        file,
+        revision=revision,
+        local_files_only=_offline(),
+        _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+    )
     return None if found is None else Path(found)
 
 
@@ -601,9 +608,12 @@ def _origin(model: ThinkingModel) -> Origin | None:
     if model.origin is None and model.config.base_name is not None:
         remote = type(model.decoder_lm).__module__.startswith("transformers_modules")
         options = dict(
-            dtype=model.decoder_lm.dtype, device=torch.device("cpu"), quantize=None, trust_remote_code=remote,
+            dtype=model.decoder_lm.dtype,
+            device=torch.device("cpu"),
+            quantize=None,
+            trust_remote_code=remote,
             revision=model.config.base_revision,
-        )  # fmt: skip
+        )
         with contextlib.suppress(QuietStarError):
             base, tokenizer = _named_base(str(model.config.base_name), str(model.config.base_name), options)
             model.origin = Origin.of(base, tokenizer)
@@ -626,8 +636,9 @@ def _write(model: ThinkingModel, plan: _Plan, folder: Path, max_shard_size: int 
         adapters.save(model.base, folder / "adapter", base_name, config.base_revision, card)
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in _kept(model).items()},
-        folder / WEIGHTS, metadata={"format": "pt"},
-    )  # fmt: skip
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     config.save_pretrained(folder)
 
 
@@ -821,7 +832,7 @@ def _our_config(name: str, raw: dict[str, Any]) -> QuietStarConfig:
             lambda value: isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1,
             "a number from 0 to 1",
         ),
-    }  # fmt: skip
+    }
     for key, (allowed, what) in rules.items():
         if key in raw and not allowed(raw[key]):
             raise QuietStarError(f"{name}: {key} in config.json should be {what}, and is {raw[key]!r}")

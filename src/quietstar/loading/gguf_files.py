@@ -158,16 +158,25 @@ _COPIED = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     "expert_weights_norm": "norm_topk_prob",
-}  # fmt: skip
+}
 _WINDOWED = ("phi3", "mistral", "starcoder2", "gemma2", "gemma3_text")  # apply config.sliding_window as it stands
 # Values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attention.causal": (True,), "pooling_type": (0,), "expert_count": (0,), "expert_used_count": (0,),
-    "expert_weights_scale": (0.0, 1.0), "expert_gating_func": (0, 1), "leading_dense_block_count": (0,),
-    "logit_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0), "embedding_scale": (0.0, 1.0),
-    "attention.max_alibi_bias": (0.0,), "attention.clamp_kqv": (0.0,), "nextn_predict_layers": (0,),
+    "attention.causal": (True,),
+    "pooling_type": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "nextn_predict_layers": (0,),
     "attention.shared_kv_layers": (0,),
-}  # fmt: skip
+}
 _NO_EFFECT = frozenset(["tensor_data_layout", "rope.scaling.finetuned"])
 _SCALING = "rope.scaling."
 _27B = {"gemma2": 46, "gemma3_text": 62}  # layers of the one size whose queries are scaled by hidden size / heads
@@ -193,8 +202,11 @@ def configuration(header: GGUFHeader) -> PreTrainedConfig:
     if varied := sorted(key for key, value in own.items() if isinstance(value, list)):
         raise _refused(header, varied[0], own[varied[0]])
     config = AutoConfig.from_pretrained(str(header.path.parent), gguf_file=header.path.name, local_files_only=True)
-    read = {key for key, attribute in GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text"), {}).items()
-            if attribute is not None}  # fmt: skip
+    read = {
+        key
+        for key, attribute in GGUF_CONFIG_MAPPING.get(config.model_type.removesuffix("_text"), {}).items()
+        if attribute is not None
+    }
     for key, value in sorted(
         own.items(), key=lambda pair: pair[0] not in _COPIED
     ):  # the others are compared with these
@@ -282,10 +294,20 @@ def _set_rope(config: PreTrainedConfig, header: GGUFHeader) -> None:
         raise _refused(header, key, own[key])
 
 
-_KNOWN_SCALING = {_SCALING + key for key in (
-    "type", "factor", "attn_factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow",
-    "yarn_ext_factor", "yarn_attn_factor",
-)}  # fmt: skip
+_KNOWN_SCALING = {
+    _SCALING + key
+    for key in (
+        "type",
+        "factor",
+        "attn_factor",
+        "original_context_length",
+        "finetuned",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "yarn_ext_factor",
+        "yarn_attn_factor",
+    )
+}
 
 
 def _by_factors(header: GGUFHeader, tensor: GGUFTensor, context: int) -> dict[str, Any]:
@@ -298,9 +320,13 @@ def _by_factors(header: GGUFHeader, tensor: GGUFTensor, context: int) -> dict[st
     if not np.isfinite(factors).all() or (factors <= 0).any():
         raise _broken(header.path, "rope_freqs.weight holds values that are not above zero")
     return {
-        "rope_type": "longrope", "short_factor": factors.tolist(), "long_factor": factors.tolist(), "factor": 1.0,
-        "attention_factor": 1.0, "original_max_position_embeddings": context,
-    }  # fmt: skip
+        "rope_type": "longrope",
+        "short_factor": factors.tolist(),
+        "long_factor": factors.tolist(),
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": context,
+    }
 
 
 def _by_name(header: GGUFHeader, kind: str) -> dict[str, Any]:
@@ -319,10 +345,13 @@ def _by_name(header: GGUFHeader, kind: str) -> dict[str, Any]:
     times = own.get("yarn_attn_factor", own.get("attn_factor", 1.0))
     original = own.get("original_context_length") or header.own["context_length"]
     return {
-        "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
         "attention_factor": times * (1.0 + 0.1 * math.log(factor)) if factor > 1 else times,
-        "beta_fast": own.get("yarn_beta_fast", 32.0), "beta_slow": own.get("yarn_beta_slow", 1.0),
-    }  # fmt: skip
+        "beta_fast": own.get("yarn_beta_fast", 32.0),
+        "beta_slow": own.get("yarn_beta_slow", 1.0),
+    }
 
 
 def check_tensors(header: GGUFHeader, model: PreTrainedModel) -> None:
