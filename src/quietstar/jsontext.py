@@ -15,6 +15,9 @@ def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) 
 
     Raises:
         TypeError: something JSON has no form for.
+
+    >>> to_json({"kl": float("nan"), "text": "größer"})
+    '{"kl": null, "text": "größer"}'
     """
     return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 

@@ -81,8 +81,15 @@ class Prompts:
             attention_mask: (B, N), for a tensor of token ids only; true at real tokens.
 
         Raises:
-            WrongType: no form of a prompt.
+            WrongType: not a prompt in any of these forms.
             QuietStarError: no prompt, an empty one, or a mask that does not fit.
+
+        >>> Prompts.of("Why?").single
+        True
+        >>> [one.typed for one in Prompts.of(["Why?", [{"role": "user", "content": "How?"}]]).items]
+        ['Why?', 'How?']
+        >>> Prompts.of(torch.tensor([[0, 0, 5], [6, 7, 8]]), torch.tensor([[0, 0, 1], [1, 1, 1]])).columns
+        ([2, 0], 3)
         """
         if isinstance(prompt, Prompts):
             return prompt

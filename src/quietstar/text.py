@@ -72,7 +72,11 @@ def text_of(tokenizer: Any, ids: Sequence[int], context: Sequence[int] = ()) -> 
 
 
 def visible(text: str) -> str:
-    """Text on one line: line breaks and tabs as signs, other control characters as their code."""
+    r"""Text on one line: line breaks and tabs as signs, other control characters as their code.
+
+    >>> visible("two\nlines\x1b[31m")
+    'two⏎lines\\x1b[31m'
+    """
     signs = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
     return "".join(signs.get(c, c if shows(c) else f"\\x{ord(c):02x}") for c in text)
 

