@@ -50,7 +50,7 @@ def test_a_rerun_into_the_same_folder_is_refused(copied, tiny_folder, texts, lef
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = runs.contents(copied)
     with pytest.raises(
-        QuietStarError, match=rf"has a run already \({left}\); continue it with --resume, choose another"
+        QuietStarError, match=rf"already has a run \({left}\); continue it with --resume, choose another"
     ):
         cli.run(runs.recipe(tiny_folder, texts, copied), False, "cpu")
     assert runs.contents(copied) == before
