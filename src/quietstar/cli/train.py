@@ -119,7 +119,9 @@ def _train(recipe: Recipe, start: str | None, device: str | None, display: Progr
         except KeyboardInterrupt:
             last = last_checkpoint(recipe.out)
             if main:
-                display.say(f"stopped; {f'{last} is complete; continue from it' if last else 'start over'} with --resume")
+                display.say(
+                    f"stopped; {f'{last} is complete; continue from it' if last else 'start over'} with --resume"
+                )
             raise
         if trainer.stopped:
             if main:

@@ -138,6 +138,7 @@ class Filler(Control):
     needs_own = False
 
     def replace(self, own: Tensor, place: Place, seed: int, filler_token: int) -> Tensor:
+        """The filler token at every place."""
         return filler(own, filler_token)
 
 
@@ -149,6 +150,7 @@ class Shuffled(Control):
     seeded = True
 
     def replace(self, own: Tensor, place: Place, seed: int, filler_token: int) -> Tensor:
+        """The tokens of each thought in another order, drawn from `seed`."""
         return shuffled(own, seed, place.sequence, place.position, place.sample)
 
 
@@ -161,9 +163,11 @@ class Donor(Control):
     seeded = True
 
     def source(self, place: Place, seed: int) -> Tensor:
+        """An earlier position of the same sequence, drawn from `seed`."""
         return donor_positions(seed, place.sequence, place.position).clamp_min(0)
 
     def replace(self, own: Tensor, place: Place, seed: int, filler_token: int) -> Tensor:
+        """The donor's tokens as they are; filler at the first position, which has no donor."""
         return torch.where((place.position > 0)[:, None], own, filler_token)
 
 
@@ -175,10 +179,12 @@ class Truncated(Control):
     number_name = "J"
 
     def check(self, length: int) -> None:
+        """Refuse to keep more tokens than a thought has."""
         if (self.number or 0) > length:
             raise QuietStarError(f"control {self} keeps more tokens than the thought has ({length})")
 
     def replace(self, own: Tensor, place: Place, seed: int, filler_token: int) -> Tensor:
+        """The first tokens of each thought."""
         return own[:, : self.number]
 
 

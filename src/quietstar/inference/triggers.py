@@ -108,6 +108,7 @@ class Always(Rule):
     name = "always"
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True at every position."""
         return [True] * len(moment.position)
 
 
@@ -118,6 +119,7 @@ class Never(Rule):
     name = "never"
 
     def fires(self, moment: Moment) -> list[bool]:
+        """False at every position."""
         return [False] * len(moment.position)
 
 
@@ -128,6 +130,7 @@ class Random(Rule):
     name, number_name, limits = "random", "p", (0.0, 1.0)
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True with the given probability, drawn from the seed and the position."""
         drawn = uniforms(moment.seed, TRIGGER, moment.sequence, moment.position)
         return [bool(u < self.number) for u in drawn]
 
@@ -139,6 +142,7 @@ class Weight(Rule):
     name, number_name = "weight", "threshold"
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True where the mixing weight is above the threshold."""
         return [w > self.number for w in moment.weight().tolist()]
 
 
@@ -149,6 +153,7 @@ class Entropy(Rule):
     name, number_name, limits = "entropy", "threshold", (0.0, math.inf)
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True where the entropy of the base prediction, in nats, is above the threshold."""
         found = entropy(torch.log_softmax(moment.logits, dim=-1))
         return [e > self.number for e in found.tolist()]
 
@@ -160,6 +165,7 @@ class Marker(Rule):
     name, needs_marker = "marker", True
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True where the start marker is the likeliest next token."""
         return [token == moment.marker_id for token in best(moment.logits).tolist()]
 
 
@@ -170,6 +176,7 @@ class Every(Rule):
     name, number_name, limits, whole, example = "every", "k", (1.0, math.inf), True, "4"
 
     def fires(self, moment: Moment) -> list[bool]:
+        """True at every K-th emitted token."""
         return [step % int(self.number) == 0 for step in moment.step]
 
 

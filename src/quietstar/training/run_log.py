@@ -31,6 +31,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
         self.notes.append(line)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop lines of the log that a resumed run will write again."""
         if not state.is_world_process_zero:
             return
         lines = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
@@ -41,6 +42,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             folders.clear(self.path.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append what was measured to the log."""
         if state.is_world_process_zero and logs:
             with self._writing(), self.path.open("a", encoding="utf-8") as file:
                 file.write(_line({"step": state.global_step, **logs}))
