@@ -20,7 +20,7 @@ from fuzzing import fuzz
 from quietstar import QuietStarError
 from quietstar.record import exchange, schema
 from quietstar.record.store import Store
-from quietstar.viewer import live, serving
+from quietstar.viewer import serving, worker
 from recorded import trace
 from served import serving as served_by
 from served import until
@@ -396,7 +396,7 @@ def test_work_between_frames_ends_when_nobody_listens(store):
         begun.set()
         try:
             while True:
-                live.check()
+                worker.check()
                 time.sleep(0.01)
         finally:
             ended.set()
@@ -406,7 +406,7 @@ def test_work_between_frames_ends_when_nobody_listens(store):
         import asyncio
 
         async def ask() -> None:
-            job = served.live.start(work)
+            job = served.worker.start(work)
             while not begun.is_set():
                 await asyncio.sleep(0.01)
             job.stop()
@@ -423,7 +423,7 @@ def test_a_cancelled_measurement_frees_its_place(store_of_tiny):
         answer, connection = at.open_stream(f"/api/runs/{run}/measure", {})
         answer.close()
         connection.close()
-        assert until(lambda: not at.live._jobs, 10)
+        assert until(lambda: not at.worker._jobs, 10)
         assert at.frames("/api/ask", {"prompt": "the", "settings": {"max_new_tokens": 2}})[-1][1]["event"] == "end"
 
 

@@ -235,7 +235,7 @@ def test_the_generation_of_a_client_that_goes_away_stops(store, tiny):
         seen = [next(frames) for _ in range(8)]
         answer.close()
         connection.close()
-        assert until(lambda: not served.live._jobs), "it goes on although nobody listens"
+        assert until(lambda: not served.worker._jobs), "it goes on although nobody listens"
         run = store.run(next(data["id"] for kind, data in seen if kind == "run"))
         assert run.reason == "interrupted" and 2 <= run.tokens < 400
         assert served.frames("/api/ask", ASK)[-1][1]["event"] == "end"
@@ -269,11 +269,11 @@ def test_one_who_waits_and_goes_away_is_never_computed(store, tiny):
         assert next(read_frames(second))[0] == "waiting"
         second.close()
         waiting.close()
-        assert until(lambda: served.live._jobs[-1].stopped.is_set())
+        assert until(lambda: served.worker._jobs[-1].stopped.is_set())
         for _ in frames:
             pass
         connection.close()
-        assert until(lambda: not served.live._jobs)
+        assert until(lambda: not served.worker._jobs)
     assert [run.asked for run in store.runs()] == ["the"]
 
 

@@ -49,14 +49,14 @@ def view(
         raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
 
     from quietstar.record.store import Store
-    from quietstar.viewer.live import Live
     from quietstar.viewer.serving import serve
+    from quietstar.viewer.worker import ModelWorker
 
     with Store.open(db) as store:
         place = f"#/run/{store.find(run)}" if run is not None else ""
-        live = None
+        worker = None
         if not look and store.writable:
-            live = Live(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
+            worker = ModelWorker(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
 
         def ready(address: str) -> None:
             typer.echo(f"{address}{place}  (Ctrl-C ends it)")
@@ -65,4 +65,4 @@ def view(
 
                 webbrowser.open(address + place)
 
-        serve(store, live, host=host, port=port, token="" if no_token else token, ready=ready)
+        serve(store, worker, host=host, port=port, token="" if no_token else token, ready=ready)

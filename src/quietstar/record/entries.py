@@ -59,7 +59,7 @@ class Run:
 
 
 @dataclass
-class Thought:
+class ThoughtEntry:
     """One entry of a list of thoughts over many runs: where it stands, its first sample's text, and its numbers.
 
     `base_token`, `mixed_token`, `only_token` are the likeliest next tokens without, with and from only the thought;
@@ -87,7 +87,7 @@ class Thought:
     only_token: str | None
 
     @classmethod
-    def of(cls, row: Row) -> Thought:
+    def of(cls, row: Row) -> ThoughtEntry:
         """From a row of `thoughts` with its model."""
         plain = {name: row[name] for name in cls.__dataclass_fields__ if name not in ("flipped", "above_noise")}
         above = row["above_noise"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from quietstar.arguments import between, checked
 from quietstar.errors import QuietStarError
 from quietstar.record import search
-from quietstar.record.search import MEASURES
+from quietstar.record.search import SQL_OF_MEASURE
 from quietstar.record.store import Store
 
 _MOST = 200  # values of a facet
@@ -35,11 +35,11 @@ def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000
     Raises:
         QuietStarError: an unknown measure or filter value, bins not from 1 to 10,000.
     """
-    if measure not in MEASURES:
-        raise QuietStarError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
+    if measure not in SQL_OF_MEASURE:
+        raise QuietStarError(f"measure must be one of {', '.join(SQL_OF_MEASURE)}; got {measure!r}")
     where, values = search.of_thoughts(store, **chosen)
     source = f"FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where}"
-    value = MEASURES[measure]
+    value = SQL_OF_MEASURE[measure]
     finite = f"CASE WHEN {value} BETWEEN -1e300 AND 1e300 THEN {value} END"
     low, high, count, known = store.select(
         f"SELECT min({finite}), max({finite}), count(*), count({finite}) {source}", values

@@ -1,25 +1,26 @@
-"""Writing a run down while it happens: each event is in the file before it is passed on.
+"""Recording a run while it happens: each event is written before it is passed on.
 
 A killed process loses at most the event in flight. While another program locks the file, or the disk is full, events
-are kept and tried again with the next one, so that a passing trouble leaves no hole; what could not be written at the
-end is told in `problem`. Recording never stops what it records.
+are kept and written with the next one, so that a temporary failure leaves no gap; what could not be written by the end
+is reported in `problem`. A failure to record never stops the run. Knows events and statements; the `write` callable
+that it is given knows the file.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from quietstar.arguments import checked
+from quietstar.errors import QuietStarError
 from quietstar.events import End, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
 from quietstar.record import columns, schema
 from quietstar.record.columns import Statement, insert
 
-if TYPE_CHECKING:
-    from quietstar.record.store import Store
+Write = Callable[[Sequence[Statement], float], None]
+"""Runs statements in one transaction, waiting at most so many seconds for a lock; QuietStarError where that fails."""
 
 CONTEXT = 40  # characters kept before a thought
 _IMPATIENT = 0.2  # seconds to wait for a lock in the middle of a run; the event is tried again with the next one
@@ -96,7 +97,10 @@ class RunWriter:
 
 @checked
 class Recorder:
-    """Writes events to a store as they come; make one with `Store.recorder`.
+    """Writes events as they come; `Store.recorder` makes one that writes to its file.
+
+    Args:
+        write: runs the statements of each event; see `Write`.
 
     Example:
         >>> recorder = store.recorder()                                       # doctest: +SKIP
@@ -109,8 +113,8 @@ class Recorder:
         problem: one line on what could not be written so far, None if nothing is missing.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, write: Write) -> None:
+        self._write = write
         self._writers: dict[int, RunWriter] = {}
         self._phase = ""
         self._pending: list[Statement] = []
@@ -158,8 +162,8 @@ class Recorder:
         if not self._pending:
             return
         try:
-            self._store.write(self._pending, wait=schema.BUSY_SECONDS if patient else _IMPATIENT)
-        except schema.TROUBLE as error:
-            self.problem = str(schema.told(error, self._store.path))
+            self._write(self._pending, schema.BUSY_SECONDS if patient else _IMPATIENT)
+        except QuietStarError as error:
+            self.problem = str(error)
         else:
             self._pending, self.problem = [], None

@@ -17,7 +17,7 @@ from quietstar.arguments import any_text, checked, of_numbers
 from quietstar.errors import QuietStarError
 from quietstar.record.columns import plain
 
-MEASURES = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
+SQL_OF_MEASURE = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
     "kl": "t.kl", "weight": "t.weight", "gain": "(t.mixed_logprob - t.base_logprob)", "entropy": "t.entropy",
     "surprise": "(-t.mixed_logprob)",
 }  # fmt: skip
@@ -111,9 +111,9 @@ def of_thoughts(
         conditions.append(f"coalesce({ABOVE_NOISE}, {int(above_noise)}) = {int(above_noise)}")
     for sign, bounds in ((">=", least), ("<=", most)):
         for measure, bound in (bounds or {}).items():
-            if measure not in MEASURES:
-                raise QuietStarError(f"bounds are of {', '.join(MEASURES)}; got {measure!r}")
-            conditions.append(f"{MEASURES[measure]} {sign} ?")
+            if measure not in SQL_OF_MEASURE:
+                raise QuietStarError(f"bounds are of {', '.join(SQL_OF_MEASURE)}; got {measure!r}")
+            conditions.append(f"{SQL_OF_MEASURE[measure]} {sign} ?")
             values.append(bound)
     return where(conditions), values
 

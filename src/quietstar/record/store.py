@@ -20,12 +20,12 @@ from quietstar.errors import QuietStarError
 from quietstar.events import ThoughtEvent, Trace
 from quietstar.record import columns, schema, search
 from quietstar.record.columns import Statement, insert
-from quietstar.record.entries import Intervention, Run, Thought
+from quietstar.record.entries import Intervention, Run, ThoughtEntry
 from quietstar.record.places import place
 from quietstar.record.recorder import Recorder, RunWriter, new_id, now
 
 PAGE = 100  # runs fetched at once
-ORDERS = {**search.MEASURES, "position": "t.position", "number": "t.number"}  # what thoughts can be sorted by
+ORDERS = {**search.SQL_OF_MEASURE, "position": "t.position", "number": "t.number"}  # what thoughts can be sorted by
 
 _Entry = TypeVar("_Entry")
 
@@ -71,7 +71,7 @@ class Store:
             raise QuietStarError("recording is switched off (QUIETSTAR_DB=off); name a record with --db")
         store = cls(found, schema.prepare(found, create))
         if store.writable:
-            store._mend()
+            store._complete_killed_runs()
         return store
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class Store:
         descending: bool = True,
         limit: int | None = 50,
         offset: int = 0,
-    ) -> list[Thought]:
+    ) -> list[ThoughtEntry]:
         """Thoughts of all runs in one list, the most influential first.
 
         Args:
@@ -220,14 +220,14 @@ class Store:
         )  # fmt: skip
         way = "DESC" if descending else "ASC"
         rows = self._rows(
-            f"SELECT t.*, {search.MEASURES['gain']} AS gain, {search.MEASURES['surprise']} AS surprise, r.model, "
-            f"{search.ABOVE_NOISE} AS above_noise, "
+            f"SELECT t.*, {search.SQL_OF_MEASURE['gain']} AS gain, {search.SQL_OF_MEASURE['surprise']} AS surprise, "
+            f"r.model, {search.ABOVE_NOISE} AS above_noise, "
             "(SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
             f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
             f"ORDER BY {ORDERS[order]} {way} NULLS LAST, t.number {way} LIMIT ? OFFSET ?",
             [*values, -1 if limit is None else limit, offset],
         )
-        return [Thought.of(row) for row in rows]
+        return [ThoughtEntry.of(row) for row in rows]
 
     def totals(self) -> dict[str, int]:
         """How much there is: runs, thoughts, and bytes of the file with what is still in its log."""
@@ -253,7 +253,7 @@ class Store:
 
     def recorder(self) -> Recorder:
         """A recorder of event streams into this store; one a stream."""
-        return Recorder(self)
+        return Recorder(lambda statements, wait: self._checked(lambda: self._write(statements, wait)))
 
     def add(
         self, trace: Trace, *, run: str | None = None, batch: str | None = None, continues: str | None = None,
@@ -357,10 +357,10 @@ class Store:
 
     def change(self, statements: Iterable[Statement]) -> None:
         """Run statements in one transaction."""
-        self._checked(lambda: self.write(list(statements)))
+        self._checked(lambda: self._write(list(statements), schema.BUSY_SECONDS))
 
-    def write(self, statements: Sequence[Statement], wait: float = schema.BUSY_SECONDS) -> None:
-        """The same, with SQLite's own errors; waits so many seconds for another writer."""
+    def _write(self, statements: Sequence[Statement], wait: float) -> None:
+        """The same with SQLite's own errors, waiting at most `wait` seconds for another writer."""
         with self._writing(wait) as db:
             for statement, values in statements:
                 db.execute(statement, values)
@@ -455,8 +455,8 @@ class Store:
             chain.insert(0, self.run(before))
         return chain
 
-    def _mend(self) -> None:
-        """Bring text and counts of runs without an end up to their tokens, so that killed runs are listed and found."""
+    def _complete_killed_runs(self) -> None:
+        """Update text and counts of runs without an end to their tokens, so that killed runs are listed and found."""
         behind = self._rows(
             "SELECT id FROM runs WHERE reason IS NULL AND tokens < (SELECT count(*) FROM tokens WHERE run = runs.id)",
             [],
@@ -466,7 +466,7 @@ class Store:
             counted = self._row("SELECT count(*), coalesce(sum(flipped), 0) FROM thoughts WHERE run = ?", [run])
             change = "UPDATE runs SET text = ?, tokens = ?, thoughts = ?, flips = ? WHERE id = ? AND reason IS NULL"
             try:
-                self.write([(change, ["".join(said), len(said), *counted, run])], wait=0)
+                self._write([(change, ["".join(said), len(said), *counted, run])], wait=0)
             except sqlite3.OperationalError as error:
                 if schema.code_of(error) != schema.BUSY:
                     raise schema.told(error, self.path) from error

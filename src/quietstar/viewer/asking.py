@@ -1,4 +1,4 @@
-"""What the live page asks of the model: an answer to a prompt, another thought in a recorded one's place, and the text
+"""What the page asks of the model: an answer to a prompt, another thought in a recorded one's place, and the text
 that would have followed. Each is a generator of frames whose every result is recorded before it is shown.
 """
 
@@ -18,7 +18,7 @@ from quietstar.record.compared import Compared, changed, otherwise
 from quietstar.record.entries import Intervention
 from quietstar.record.store import Store
 from quietstar.viewer import pages
-from quietstar.viewer.live import Frame, check
+from quietstar.viewer.worker import Frame, check
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,12 +13,11 @@ from typing import Any
 
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
-from quietstar.evals.statistics import MEASURES as STATISTICS
-from quietstar.evals.statistics import early_answering, over
+from quietstar.evals.statistics import MEASURES, early_answering, over
 from quietstar.record import overview
 from quietstar.record.columns import noise_of
 from quietstar.record.entries import Run
-from quietstar.record.search import MEASURES
+from quietstar.record.search import SQL_OF_MEASURE
 from quietstar.record.store import Store
 
 RUNS_AT_ONCE, THOUGHTS_AT_ONCE = 50, 100
@@ -84,7 +83,7 @@ def statistics(store: Store, name: str) -> dict[str, Any]:
     return {
         "statistics": [one.to_dict() for one in found], "early": early_answering(measured.values()),
         "measured": len(measured), "missing": [] if measured else [
-            {"label": one.label, "formula": one.formula} for one in STATISTICS.values() if one.model
+            {"label": one.label, "formula": one.formula} for one in MEASURES.values() if one.model
         ],
     }  # fmt: skip
 
@@ -111,7 +110,7 @@ def thoughts(
 
 def histograms(store: Store, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """How each measure of the chosen thoughts is spread."""
-    return {measure: asdict(overview.histogram(store, measure, **chosen)) for measure in MEASURES}
+    return {measure: asdict(overview.histogram(store, measure, **chosen)) for measure in SQL_OF_MEASURE}
 
 
 def filters(asked: Mapping[str, str]) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def filters(asked: Mapping[str, str]) -> dict[str, Any]:
     if asked.get("noise") != "any":
         chosen["above_noise"] = asked.get("noise") != "below"
     for word, bound in (("min_", "least"), ("max_", "most")):
-        bounds = {name: _number(name, asked[word + name]) for name in MEASURES if asked.get(word + name)}
+        bounds = {name: _number(name, asked[word + name]) for name in SQL_OF_MEASURE if asked.get(word + name)}
         if bounds:
             chosen[bound] = bounds
     return chosen

@@ -24,7 +24,7 @@ from quietstar.record.columns import to_json
 from quietstar.record.store import Store
 from quietstar.viewer import asking, pages
 from quietstar.viewer.files import STATIC
-from quietstar.viewer.live import Job, Live, Work
+from quietstar.viewer.worker import Job, ModelWorker, Work
 
 _LARGEST = 2**20  # bytes of what the page may send
 
@@ -84,9 +84,9 @@ class EventStream(Response):
         self.job.stop()
 
 
-def build(store: Store, live: Live | None) -> Starlette:
-    """The application over a record; without `live` it only shows."""
-    record = _Record(store, live.name if live is not None else None)
+def build(store: Store, worker: ModelWorker | None) -> Starlette:
+    """The application over a record; without `worker` it only shows."""
+    record = _RecordRoutes(store, worker.name if worker is not None else None)
     routes = [
         Route("/", _index),
         Route("/api/about", record.about),
@@ -97,13 +97,13 @@ def build(store: Store, live: Live | None) -> Starlette:
         Route("/api/thoughts", record.thoughts),
         Route("/api/histograms", record.histograms),
     ]
-    if live is not None:
-        thinking = _Thinking(store, live)
+    if worker is not None:
+        model = _ModelRoutes(store, worker)
         routes += [
-            Route("/api/ask", thinking.ask, methods=["POST"]),
-            Route("/api/runs/{run}/thoughts/{position:number}/change", thinking.change, methods=["POST"]),
-            Route("/api/runs/{run}/measure", thinking.measure, methods=["POST"]),
-            Route("/api/runs/{run}/interventions/{number:number}/follow", thinking.follow, methods=["POST"]),
+            Route("/api/ask", model.ask, methods=["POST"]),
+            Route("/api/runs/{run}/thoughts/{position:number}/change", model.change, methods=["POST"]),
+            Route("/api/runs/{run}/measure", model.measure, methods=["POST"]),
+            Route("/api/runs/{run}/interventions/{number:number}/follow", model.follow, methods=["POST"]),
         ]
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
@@ -131,7 +131,7 @@ async def _failed(request: Request, error: Exception) -> Response:
     return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server says more"}, 500)
 
 
-class _Record:
+class _RecordRoutes:
     """What is read from the record."""
 
     def __init__(self, store: Store, model: str | None) -> None:
@@ -167,11 +167,11 @@ class _Record:
         return Json(pages.histograms(self.store, pages.filters(request.query_params)))
 
 
-class _Thinking:
+class _ModelRoutes:
     """What the model is asked for; all of it is answered as a stream of frames."""
 
-    def __init__(self, store: Store, live: Live) -> None:
-        self.store, self.live = store, live
+    def __init__(self, store: Store, worker: ModelWorker) -> None:
+        self.store, self.worker = store, worker
 
     async def ask(self, request: Request) -> Response:
         question = await _form(request, asking.Question)
@@ -195,7 +195,7 @@ class _Thinking:
         return self._stream(lambda model: asking.follow(model, self.store, run, number, most))
 
     def _stream(self, work: Work) -> Response:
-        return EventStream(self.live.start(work))
+        return EventStream(self.worker.start(work))
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from collections.abc import Callable
 from quietstar.errors import QuietStarError
 from quietstar.record.store import Store
 from quietstar.viewer.guard import OURS, Guard
-from quietstar.viewer.live import Live
 from quietstar.viewer.server import build
+from quietstar.viewer.worker import ModelWorker
 
 PORT = 8719
 
 
 def serve(
-    store: Store, live: Live | None, *, host: str = "127.0.0.1", port: int = PORT, token: str | None = None,
+    store: Store, worker: ModelWorker | None, *, host: str = "127.0.0.1", port: int = PORT, token: str | None = None,
     ready: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Serve the page until it is interrupted.
 
     Args:
-        store: the record. live: the model, None to show only.
+        store: the record. worker: the model, None to show only.
         host: what to listen on. port: 0 takes any free one.
         token: what one must know to come in, made up when None; "" lets every account of this machine in.
         ready: is told the address when connections are taken.
@@ -38,7 +38,7 @@ def serve(
         token = secrets.token_urlsafe(18)
     with _listen(host, port) as listener:
         port = listener.getsockname()[1]
-        application = Guard(build(store, live), host, port, token or None)
+        application = Guard(build(store, worker), host, port, token or None)
         server = uvicorn.Server(
             uvicorn.Config(
                 application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2,
@@ -49,8 +49,8 @@ def serve(
         try:
             server.run(sockets=[listener])
         finally:
-            if live is not None:
-                live.close()
+            if worker is not None:
+                worker.close()
 
 
 def address(host: str, port: int) -> str:

@@ -74,7 +74,7 @@ class Job:
             yield frame
 
 
-class Live:
+class ModelWorker:
     """A model that is loaded when it is first needed.
 
     Args:
