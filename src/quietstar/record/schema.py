@@ -12,8 +12,10 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from quietstar.errors import QuietStarError
 from quietstar.record.places import place
@@ -332,32 +334,47 @@ def code_of(error: sqlite3.Error) -> int:
     return next((code for words, code in _WORDS.items() if words in str(error)), 0)
 
 
-class Kinds:
-    """A row factory that refuses values which the columns of the record never hold.
+_ANY_TYPE = frozenset({int, float, str, bytes, type(None)})  # what SQLite gives
+_DECLARED = {"INTEGER": frozenset({int}), "REAL": frozenset({float, int}), "TEXT": frozenset({str})}
 
-    SQLite stores any kind of value in any column, so a damaged byte can make a text of a number. Columns are told apart
-    by name; a name that two tables use may have the kinds of both.
+
+class ColumnTypes:
+    """A row factory that refuses values of types which the columns of the record never hold.
+
+    SQLite stores any type in any column, so a damaged byte can turn a number into a text. Columns are identified by
+    name; a name that two tables use may have the types of both. A result has few distinct combinations of types, so
+    each is checked once, and a row costs one look-up.
     """
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self.path = path
-        self.kinds: dict[str, tuple[type, ...]] = {}
-        classes: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,)}
+        self._allowed: dict[str, frozenset[type]] = {}
+        self._description: object = None  # of the cursor that the last row came from
+        self._passed: set[tuple[type, ...]] = set()  # types of rows of that description that were found right
         for table in TABLES:
             for row in db.execute(f"PRAGMA table_info({table})"):
-                _, name, kind, not_null, _, key = tuple(row)
-                allowed = classes.get(kind, (object,))
-                self.kinds[name] = self.kinds.get(name, ()) + allowed + (() if not_null or key else (type(None),))
+                _, name, declared, not_null, _, key = tuple(row)
+                types = _DECLARED.get(declared, _ANY_TYPE)
+                if not (not_null or key):
+                    types |= {type(None)}
+                self._allowed[name] = self._allowed.get(name, frozenset()) | types
 
     def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:
-        for described, value in zip(cursor.description, values, strict=True):
-            allowed = self.kinds.get(described[0])
-            if allowed is not None and not isinstance(value, allowed):
-                raise QuietStarError(
-                    f"the record {self.path} is damaged ({described[0]} holds a {type(value).__name__}); sqlite3's "
-                    ".recover may save its rows, --db names another record"
-                )
+        if cursor.description is not self._description:
+            self._description, self._passed = cursor.description, set()
+        types = tuple(map(type, values))
+        if types not in self._passed:
+            self._check(cursor.description, types)
+            self._passed.add(types)
         return sqlite3.Row(cursor, values)
+
+    def _check(self, description: Sequence[Sequence[Any]], types: tuple[type, ...]) -> None:
+        for (name, *_), found in zip(description, types, strict=True):
+            if found not in self._allowed.get(name, _ANY_TYPE):
+                raise QuietStarError(
+                    f"the record {self.path} is damaged ({name} holds a {found.__name__}); sqlite3's .recover may save "
+                    "its rows, --db names another record"
+                )
 
 
 # What SQLite raises; where the file is damaged, its own words may be no text.

@@ -381,7 +381,7 @@ class Store:
         held: _Held | None = getattr(self._local, "held", None)
         if held is None:
             held = self._local.held = _Held(schema.connect(self.path, self.writable))
-            held.db.row_factory = schema.Kinds(held.db, self.path)
+            held.db.row_factory = schema.ColumnTypes(held.db, self.path)
             self._opened.add(held)
         return held.db
 
