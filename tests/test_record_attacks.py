@@ -20,7 +20,7 @@ from fuzzing import fuzz
 from quietstar import QuietStarError
 from quietstar.record import exchange, schema
 from quietstar.record.store import Store
-from quietstar.viewer import serving, worker
+from quietstar.viewer import pages, serving, worker
 from recorded import trace
 from served import serving as served_by
 from served import until
@@ -181,7 +181,10 @@ def test_any_damage_to_a_line_is_read_or_refused_with_a_line(lines, tmp_path_fac
 @pytest.mark.parametrize(
     ("table", "column", "value"),
     [("runs", "settings", "{"), ("runs", "prompt_ids", "[[["), ("runs", "batch_size", 10**15), ("runs", "versions", "[" * 9999),
-     ("thoughts", "base_top", "[1]"), ("samples", "logprobs", '["x"]'), ("runs", "sequence", -7)],
+     ("thoughts", "base_top", "[1]"), ("samples", "logprobs", '["x"]'), ("runs", "sequence", -7),
+     ("runs", "settings", "[1]"), ("runs", "versions", "[]"), ("runs", "prompt_ids", "{}"), ("samples", "tokens", "{}"),
+     ("samples", "tokens", '["a"]'), ("samples", "pieces", "[1]"), ("samples", "logprobs", "{}"),
+     ("thoughts", "mixed_top", '[["a", "b", 1]]')],
 )  # fmt: skip
 def test_values_that_nobody_wrote_are_told_with_the_run(store, table, column, value):
     name = store.add(trace())
@@ -189,6 +192,11 @@ def test_values_that_nobody_wrote_are_told_with_the_run(store, table, column, va
     with pytest.raises(QuietStarError, match="damaged"):
         list(store.runs())
         store.trace(name)
+    with pytest.raises(QuietStarError, match="damaged"):
+        pages.run(store, name)
+        for thought in store.thoughts(run=name, limit=None):
+            pages.thought(store, name, thought.position)
+        exchange.line(store, name)
 
 
 def test_a_file_that_cannot_be_written_is_read_where_it_stands(store, tmp_path):

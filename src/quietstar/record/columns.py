@@ -63,6 +63,36 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def object_of(text: str) -> dict[str, Any]:
+    """A JSON object from a column; ValueError where it is something else."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def ids_of(text: str) -> list[int]:
+    """Token ids from a column; ValueError where it holds something else."""
+    return _list_of(text, int)
+
+
+def texts_of(text: str) -> list[str]:
+    """A list of texts from a column; ValueError where it holds something else."""
+    return _list_of(text, str)
+
+
+def numbers_of(text: str) -> list[float]:
+    """A list of numbers from a column, those that are not finite too; ValueError where it holds something else."""
+    return [float(one) for one in _list_of(text, float, int, str)]
+
+
+def _list_of(text: str, *types: type) -> list[Any]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not {type(one) for one in found} <= set(types):
+        raise ValueError(f"not a JSON list of {' or '.join(one.__name__ for one in types)}")
+    return found
+
+
 def _whole(value: Any) -> int | None:
     """An integer that fits a column; a wider one is in the JSON of the settings only."""
     return value if isinstance(value, int) and -_WIDEST <= value < _WIDEST else None
@@ -106,12 +136,15 @@ def start_of(row: Row, batch: Iterable[Row]) -> Start:
     asked, prompts, prompt_ids = [""] * size, [""] * size, [list[int]() for _ in range(size)]
     for one in batch:
         b = one["sequence"]
-        asked[b], prompts[b], prompt_ids[b] = one["asked"], one["prompt"], json.loads(one["prompt_ids"])
+        if not 0 <= b < size:
+            raise ValueError(f"sequence {b} of a batch of {size} runs")
+        asked[b], prompts[b] = one["asked"], one["prompt"]
+        prompt_ids[b] = ids_of(one["prompt_ids"])
     return Start(
         schema=row["schema"], version=row["version"], model=row["model"], base=row["base"], dtype=row["dtype"],
         device=row["device"], untrained=bool(row["untrained"]), prompts=prompts, prompt_ids=prompt_ids,
-        chat=bool(row["chat"]), settings=json.loads(row["settings"]), phase=row["phase"],
-        identity=Identity(**{key: row[key] for key in asdict(Identity())}), versions=json.loads(row["versions"]),
+        chat=bool(row["chat"]), settings=object_of(row["settings"]), phase=row["phase"],
+        identity=Identity(**{key: row[key] for key in asdict(Identity())}), versions=object_of(row["versions"]),
         asked=asked,
     )  # fmt: skip
 
@@ -202,8 +235,8 @@ def thought_of(row: Row, samples: Iterable[Row], sequence: int) -> ThoughtEvent:
 def sample_of(row: Row) -> Sample:
     """One sample again."""
     return Sample(
-        ids=json.loads(row["tokens"]), text=row["text"], logprobs=[float(x) for x in json.loads(row["logprobs"])],
-        weight=number(row["weight"]), pieces=json.loads(row["pieces"]),
+        ids=ids_of(row["tokens"]), text=row["text"], logprobs=numbers_of(row["logprobs"]),
+        weight=number(row["weight"]), pieces=texts_of(row["pieces"]),
     )  # fmt: skip
 
 
@@ -214,7 +247,10 @@ def choices_json(choices: Iterable[Choice]) -> str:
 
 def choices_of(text: str) -> list[Choice]:
     """The candidates again."""
-    return [Choice(token, word, float(prob)) for token, word, prob in json.loads(text)]
+    rows = _list_of(text, list)
+    if any(list(map(type, row[:2])) != [int, str] for row in rows):
+        raise ValueError("not a JSON list of [token id, text, probability]")
+    return [Choice(token, word, float(prob)) for token, word, prob in rows]
 
 
 def _first(choices: Sequence[Choice]) -> str | None:

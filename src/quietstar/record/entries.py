@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,7 +50,7 @@ class Run:
     def of(cls, row: Row, tags: tuple[str, ...]) -> Run:
         """From a row of `runs`."""
         plain = {name: row[name] for name in cls.__dataclass_fields__ if name not in ("settings", "untrained", "tags")}
-        return cls(**plain, settings=json.loads(row["settings"]), untrained=bool(row["untrained"]), tags=tags)
+        return cls(**plain, settings=columns.object_of(row["settings"]), untrained=bool(row["untrained"]), tags=tags)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -144,7 +143,7 @@ class Intervention:
             position=row["position"], kind=row["kind"], sample=columns.sample_of(row),
             base=columns.choices_of(row["base_top"]), mixed=columns.choices_of(row["mixed_top"]),
             only=columns.choices_of(row["only_top"]), kl=columns.number(row["kl"]), flipped=bool(row["flipped"]),
-            continuation=row["continuation"], settings=json.loads(row["settings"]), made=row["made"],
+            continuation=row["continuation"], settings=columns.object_of(row["settings"]), made=row["made"],
             number=row["number"],
         )  # fmt: skip
 

@@ -17,20 +17,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from quietstar.arguments import checked
+from quietstar.arguments import checked, usable
 from quietstar.errors import QuietStarError
 from quietstar.events import Trace
 from quietstar.extras import install
 from quietstar.record import schema
-from quietstar.record.columns import insert, plain, real, to_json
+from quietstar.record.columns import choices_of, ids_of, insert, numbers_of, plain, real, texts_of, to_json
 from quietstar.record.entries import Intervention
-from quietstar.record.places import place
 from quietstar.record.recorder import RunWriter, new_id, now
 from quietstar.record.store import Store, checked_tag
 
@@ -133,24 +132,37 @@ def _write_parquet(store: Store, file: IO[bytes], runs: Iterable[str], table: st
         from pyarrow import parquet
     except ImportError as error:
         raise QuietStarError(f"Parquet needs pyarrow; {install('parquet')}") from error
-    kinds = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
-    top = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
-    lists: dict[str, tuple[Any, Callable[[Any], Any]]] = {  # JSON lists become lists
-        "tokens": (pa.list_(pa.int64()), list), "prompt_ids": (pa.list_(pa.int64()), list),
-        "pieces": (pa.list_(pa.string()), list),
-        "logprobs": (pa.list_(pa.float64()), lambda numbers: [float(x) for x in numbers]),
-        **{f"{name}_top": (top, lambda rows: [dict(id=i, text=t, prob=float(p)) for i, t, p in rows])
-           for name in ("base", "mixed", "only")},
-    }  # fmt: skip
-    names = store.columns(table)
-    decode = {name: lists[name] for name, kind in names.items() if kind == "TEXT" and name in lists}
-    form = pa.schema([(name, decode[name][0] if name in decode else kinds[kind]) for name, kind in names.items()])
+    types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
+    lists = {"ids": pa.list_(pa.int64()), "texts": pa.list_(pa.string()), "numbers": pa.list_(pa.float64())}
+    lists["choices"] = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
+    declared = store.columns(table)
+    decode = {name: _LISTS[name] for name, kind in declared.items() if kind == "TEXT" and name in _LISTS}
+    form = pa.schema(
+        [(name, lists[decode[name][0]] if name in decode else types[kind]) for name, kind in declared.items()]
+    )
     with parquet.ParquetWriter(file, form, compression="zstd") as writer:
         for group in _groups(store, table, runs):
-            columns = {name: [row[name] for row in group] for name in names}
-            for name, (_, make) in decode.items():
-                columns[name] = [make(json.loads(text)) for text in columns[name]]
+            columns = {name: [row[name] for row in group] for name in declared}
+            with store.decoding(f"a list in the table {table}"):
+                for name, (_, read) in decode.items():
+                    columns[name] = [read(text) for text in columns[name]]
             writer.write_table(pa.table(columns, schema=form))
+
+
+def _choices(text: str) -> list[dict[str, Any]]:
+    return [asdict(choice) for choice in choices_of(text)]
+
+
+# Columns of JSON lists, which Parquet holds as lists: what they hold, and how the text is read.
+_LISTS: dict[str, tuple[str, Callable[[str], list[Any]]]] = {
+    "tokens": ("ids", ids_of),
+    "prompt_ids": ("ids", ids_of),
+    "pieces": ("texts", texts_of),
+    "logprobs": ("numbers", numbers_of),
+    "base_top": ("choices", _choices),
+    "mixed_top": ("choices", _choices),
+    "only_top": ("choices", _choices),
+}
 
 
 def _groups(store: Store, table: str, runs: Iterable[str], size: int = 20_000) -> Iterator[list[sqlite3.Row]]:
@@ -172,7 +184,7 @@ def complete(path: str | Path) -> Iterator[IO[bytes]]:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        path = place(path)
+        path = usable(path)
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as file:
                 yield file
@@ -300,7 +312,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     from pydantic import TypeAdapter, ValidationError
 
     form = TypeAdapter(Line)
-    number, found = 0, place(path)
+    number, found = 0, usable(path)
     try:
         with found.open("rb") as file:
             while raw := file.readline(LONGEST_LINE + 1):

@@ -17,8 +17,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from quietstar.arguments import usable
 from quietstar.errors import QuietStarError
-from quietstar.record.places import place
 
 APPLICATION_ID = 0x51535452  # "QSTR"
 BUSY_SECONDS = 5.0  # how long a writer waits for another one
@@ -235,7 +235,7 @@ def default_path() -> Path | None:
     asked = os.environ.get("QUIETSTAR_DB", "")
     if asked.strip().lower() == "off":
         return None
-    return place(asked) if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
+    return usable(asked, "QUIETSTAR_DB") if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
 
 
 def prepare(path: Path, create: bool) -> bool:
@@ -334,8 +334,12 @@ def code_of(error: sqlite3.Error) -> int:
     return next((code for words, code in _WORDS.items() if words in str(error)), 0)
 
 
-_ANY_TYPE = frozenset({int, float, str, bytes, type(None)})  # what SQLite gives
-_DECLARED = {"INTEGER": frozenset({int}), "REAL": frozenset({float, int}), "TEXT": frozenset({str})}
+_ANY_TYPE: frozenset[type] = frozenset({int, float, str, bytes, type(None)})  # what SQLite gives
+_DECLARED: dict[str, frozenset[type]] = {
+    "INTEGER": frozenset({int}),
+    "REAL": frozenset({float, int}),
+    "TEXT": frozenset({str}),
+}
 
 
 class ColumnTypes:
@@ -356,7 +360,7 @@ class ColumnTypes:
                 _, name, declared, not_null, _, key = tuple(row)
                 types = _DECLARED.get(declared, _ANY_TYPE)
                 if not (not_null or key):
-                    types |= {type(None)}
+                    types = types | {type(None)}
                 self._allowed[name] = self._allowed.get(name, frozenset()) | types
 
     def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from quietstar.arguments import any_text, checked
+from quietstar.arguments import any_text, checked, usable
 from quietstar.errors import QuietStarError
 from quietstar.events import ThoughtEvent, Trace
 from quietstar.record import columns, schema, search
 from quietstar.record.columns import Statement, insert
 from quietstar.record.entries import Intervention, Run, ThoughtEntry
-from quietstar.record.places import place
 from quietstar.record.recorder import Recorder, RunWriter, new_id, now
 
 PAGE = 100  # runs fetched at once
@@ -66,7 +65,7 @@ class Store:
         Raises:
             QuietStarError: no file (unless `create`); a foreign, damaged, newer or locked one; recording is off.
         """
-        found = schema.default_path() if path is None else place(path)
+        found = schema.default_path() if path is None else usable(path, "the name of the record")
         if found is None:
             raise QuietStarError("recording is switched off (QUIETSTAR_DB=off); name a record with --db")
         store = cls(found, schema.prepare(found, create))
