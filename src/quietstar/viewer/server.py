@@ -1,6 +1,7 @@
 """The page over HTTP: its files, the record as JSON, and the model's work as server-sent events.
 
-Knows routes and forms; what the page shows is in `pages`, what the model does in `asking`, who may come in in `guard`.
+Knows routes and forms. What the page shows is in `pages`; what the model does in `asking`, `changing` and `following`;
+who may connect in `guard`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from quietstar.errors import QuietStarError
 from quietstar.record.columns import to_json
 from quietstar.record.store import Store
-from quietstar.viewer import asking, pages
+from quietstar.viewer import asking, changing, following, pages
 from quietstar.viewer.files import STATIC
 from quietstar.viewer.worker import Job, ModelWorker, Work
 
@@ -178,9 +179,9 @@ class _ModelRoutes:
         return self._stream(lambda model: asking.ask(model, self.store, question))
 
     async def change(self, request: Request) -> Response:
-        wanted = await _form(request, asking.Change)
+        wanted = await _form(request, changing.Change)
         run, position = request.path_params["run"], request.path_params["position"]
-        return self._stream(lambda model: asking.change(model, self.store, run, position, wanted))
+        return self._stream(lambda model: changing.change(model, self.store, run, position, wanted))
 
     async def measure(self, request: Request) -> Response:
         await _body(request)
@@ -192,7 +193,7 @@ class _ModelRoutes:
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise QuietStarError(f"most must be a whole number of at least 1, got {str(most)[:40]!r}")
         run, number = request.path_params["run"], request.path_params["number"]
-        return self._stream(lambda model: asking.follow(model, self.store, run, number, most))
+        return self._stream(lambda model: following.follow(model, self.store, run, number, most))
 
     def _stream(self, work: Work) -> Response:
         return EventStream(self.worker.start(work))
@@ -217,7 +218,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 async def _form(request: Request, kind: type[_Form]) -> _Form:
-    """The body as one of the forms of `asking`."""
+    """The body as one of the forms that requests have."""
     try:
         return TypeAdapter(kind).validate_python(await _body(request))
     except ValidationError as error:

@@ -1,9 +1,8 @@
 """The model behind the page: one call at a time, in a thread of its own, that ends when nobody listens any more.
 
-Several clients wait in line. A job is a generator of frames; it is closed at the first frame after its client has gone
-or said stop, so that a recorder around it marks the run as interrupted. Work that takes long without a frame calls
-`check` between its pieces. Knows threads and frames; what is asked of the
-model is the jobs' business.
+Several clients wait in a queue. A job is a generator of frames; it is closed at the first frame after its client has
+disconnected or stopped it, so that a recorder around it marks the run as interrupted. Work that takes long without a
+frame calls `check` between its parts. Knows threads and frames; the jobs know what is asked of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ class Frame(NamedTuple):
     data: dict[str, Any]
 
 
-Work = Callable[["QuietStar"], Generator[Frame, None, None]]
+Frames = Generator[Frame, None, None]
+Work = Callable[["QuietStar"], Frames]
 
 
 class _Stopped(Exception):
