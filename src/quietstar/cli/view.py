@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -49,6 +50,7 @@ def view(
         raise QuietStarError("--token must have at least 8 letters, digits, - or _, and begin with a letter")
 
     from quietstar.record.store import Store
+    from quietstar.viewer.opening import open_in_browser, private_redirect
     from quietstar.viewer.serving import serve
     from quietstar.viewer.worker import ModelWorker
 
@@ -58,11 +60,11 @@ def view(
         if not look and store.writable:
             worker = ModelWorker(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
 
-        def ready(address: str) -> None:
-            typer.echo(f"{address}{place}  (Ctrl-C ends it)")
-            if open_:
-                import webbrowser
+        with ExitStack() as until_the_end:
 
-                webbrowser.open(address + place)
+            def ready(address: str) -> None:
+                typer.echo(f"{address}{place}  (Ctrl-C ends it)")
+                if open_ and not open_in_browser(until_the_end.enter_context(private_redirect(address + place))):
+                    typer.echo("note: no browser was found to open it", err=True)
 
-        serve(store, worker, host=host, port=port, token="" if no_token else token, ready=ready)
+            serve(store, worker, host=host, port=port, token="" if no_token else token, ready=ready)

@@ -74,7 +74,8 @@ class Guard:
             if "token" in query and self._known(query.pop("token")):  # once; from then on the browser has a cookie
                 path = "/" + scope["path"].lstrip("/\\")  # a browser takes // at the beginning for another host
                 answer = RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
-                answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
+                # "lax" because --open arrives from a file, another site; the checks above refuse what other sites send
+                answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
                 await answer(scope, receive, guarded)
                 return
             if not self._known(self._given(headers)):
