@@ -177,12 +177,12 @@ def test_a_change_is_told_beside_its_original(store, tiny, visit):
         page.get_by_role("button", name="Filler", exact=True).click()
         attempt = page.locator(".try").first
         attempt.locator(".bars").first.wait_for()
-        assert attempt.locator(".bars h3").all_inner_texts() == ["with its own", "with this", "only this"]
+        assert attempt.locator(".bars h3").all_inner_texts() == ["own thought", "this thought", "only this thought"]
         told = attempt.inner_text()
         assert "Both were computed anew by dtype float32" in told and "the run was by dtype bfloat16" in told
         attempt.get_by_role("button", name="Continue the text").click()
         attempt.get_by_text("with its own thought, computed again").wait_for()
-        page.get_by_text("statistics over its thoughts").click()
+        page.get_by_text("statistics of the thoughts").click()
         page.get_by_role("button", name="Measure with the model").click()
         page.get_by_text("load it with --dtype bfloat16 --device cpu").wait_for()
         page.reload()

@@ -37,10 +37,16 @@ class Compared:
 
     def to_settings(self) -> dict[str, Any]:
         """As an entry of the settings of an intervention."""
-        return {_KEY: {
-            "mixed": [[one.id, one.text, one.prob] for one in self.mixed], "kl": self.kl, "floor": self.floor,
-            "changed": self.changed, "computed": self.computed, "recorded": self.recorded,
-        }}  # fmt: skip
+        return {
+            _KEY: {
+                "mixed": [[one.id, one.text, one.prob] for one in self.mixed],
+                "kl": self.kl,
+                "floor": self.floor,
+                "changed": self.changed,
+                "computed": self.computed,
+                "recorded": self.recorded,
+            }
+        }
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Compared | None:

@@ -130,22 +130,34 @@ class Intervention:
         sample = columns.sample_row(run, self.position, 0, self.sample)
         del sample["sample"]
         return sample | {
-            "made": made, "kind": columns.plain(self.kind), "kl": columns.real(self.kl), "flipped": int(self.flipped),
-            "base_top": columns.choices_json(self.base), "mixed_top": columns.choices_json(self.mixed),
-            "only_top": columns.choices_json(self.only), "settings": columns.to_json(self.settings),
+            "made": made,
+            "kind": columns.plain(self.kind),
+            "kl": columns.real(self.kl),
+            "flipped": int(self.flipped),
+            "base_top": columns.choices_json(self.base),
+            "mixed_top": columns.choices_json(self.mixed),
+            "only_top": columns.choices_json(self.only),
+            "settings": columns.to_json(self.settings),
             "continuation": None if self.continuation is None else columns.plain(self.continuation),
-        }  # fmt: skip
+        }
 
     @classmethod
     def of(cls, row: Row) -> Intervention:
         """From a row of `interventions`."""
         return cls(
-            position=row["position"], kind=row["kind"], sample=columns.sample_of(row),
-            base=columns.choices_of(row["base_top"]), mixed=columns.choices_of(row["mixed_top"]),
-            only=columns.choices_of(row["only_top"]), kl=columns.number(row["kl"]), flipped=bool(row["flipped"]),
-            continuation=row["continuation"], settings=columns.object_of(row["settings"]), made=row["made"],
+            position=row["position"],
+            kind=row["kind"],
+            sample=columns.sample_of(row),
+            base=columns.choices_of(row["base_top"]),
+            mixed=columns.choices_of(row["mixed_top"]),
+            only=columns.choices_of(row["only_top"]),
+            kl=columns.number(row["kl"]),
+            flipped=bool(row["flipped"]),
+            continuation=row["continuation"],
+            settings=columns.object_of(row["settings"]),
+            made=row["made"],
             number=row["number"],
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""

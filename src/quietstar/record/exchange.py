@@ -101,11 +101,17 @@ def line(store: Store, run: str) -> dict[str, Any]:
         asked=[trace.start.asked[b] if i == b else "" for i in range(size)],
     )
     return {
-        "quietstar": FORM, "id": entry.id, "started": entry.started, "batch": entry.batch,
-        "continues": entry.continues, "tags": list(entry.tags), "note": entry.note,
+        "quietstar": FORM,
+        "id": entry.id,
+        "started": entry.started,
+        "batch": entry.batch,
+        "continues": entry.continues,
+        "tags": list(entry.tags),
+        "note": entry.note,
         "trace": replace(trace, start=own).to_dict(),
-        "interventions": [one.to_dict() for one in store.interventions(run)], "measures": store.measured(run),
-    }  # fmt: skip
+        "interventions": [one.to_dict() for one in store.interventions(run)],
+        "measures": store.measured(run),
+    }
 
 
 def _write_lines(store: Store, file: IO[bytes], runs: Iterable[str], table: str) -> None:

@@ -60,10 +60,11 @@ def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000
 def facets(store: Store) -> dict[str, list[str]]:
     """What thoughts and runs can be filtered by: the models, triggers, controls and tags that occur."""
     asked = {
-        "model": "SELECT DISTINCT model FROM runs", "tag": "SELECT DISTINCT tag FROM tags",
+        "model": "SELECT DISTINCT model FROM runs",
+        "tag": "SELECT DISTINCT tag FROM tags",
         "trigger": "SELECT DISTINCT trigger FROM thoughts",
         "control": "SELECT DISTINCT control FROM thoughts",
-    }  # fmt: skip
+    }
     return {
         name: [row[0] for row in store.select(f"{query} ORDER BY 1 LIMIT {_MOST}")] for name, query in asked.items()
     }

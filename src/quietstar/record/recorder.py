@@ -47,9 +47,15 @@ class RunWriter:
     """
 
     def __init__(
-        self, run: str, start: Start, sequence: int = 0, *, batch: str | None = None, continues: str | None = None,
+        self,
+        run: str,
+        start: Start,
+        sequence: int = 0,
+        *,
+        batch: str | None = None,
+        continues: str | None = None,
         started: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run, self.sequence = run, sequence
         self.text, self.tokens, self.thoughts, self.flips = "", 0, 0, 0
         self.ended, self.began = False, time.perf_counter()

@@ -321,9 +321,15 @@ def _copied(path: Path) -> sqlite3.Connection:
 # SQLite's primary result codes (sqlite.org/rescode.html) and the words it says them with; Python 3.10 has only those.
 BUSY, LOCKED, PERM, READONLY, CORRUPT, FULL, CANTOPEN, CONSTRAINT, NOTADB = 5, 6, 3, 8, 11, 13, 14, 19, 26
 _WORDS = {
-    "database is locked": BUSY, "table is locked": LOCKED, "readonly database": READONLY, "malformed": CORRUPT,
-    "disk is full": FULL, "unable to open": CANTOPEN, "constraint failed": CONSTRAINT, "not a database": NOTADB,
-}  # fmt: skip
+    "database is locked": BUSY,
+    "table is locked": LOCKED,
+    "readonly database": READONLY,
+    "malformed": CORRUPT,
+    "disk is full": FULL,
+    "unable to open": CANTOPEN,
+    "constraint failed": CONSTRAINT,
+    "not a database": NOTADB,
+}
 
 
 def code_of(error: sqlite3.Error) -> int:

@@ -18,9 +18,12 @@ from quietstar.errors import QuietStarError
 from quietstar.record.columns import plain
 
 SQL_OF_MEASURE = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
-    "kl": "t.kl", "weight": "t.weight", "gain": "(t.mixed_logprob - t.base_logprob)", "entropy": "t.entropy",
+    "kl": "t.kl",
+    "weight": "t.weight",
+    "gain": "(t.mixed_logprob - t.base_logprob)",
+    "entropy": "t.entropy",
     "surprise": "(-t.mixed_logprob)",
-}  # fmt: skip
+}
 
 ABOVE_NOISE = "(t.kl > r.noise_kl)"  # NULL where the noise floor of the run was not measured
 
@@ -102,8 +105,12 @@ def of_thoughts(
     if tag is not None:
         conditions.append("t.run IN (SELECT run FROM tags WHERE tag = ?)")
         values.append(tag)
-    for column, wanted in (("r.model", model), ("t.trigger", trigger), ("t.control", control),
-                           ("t.flipped", None if flipped is None else int(flipped))):  # fmt: skip
+    for column, wanted in (
+        ("r.model", model),
+        ("t.trigger", trigger),
+        ("t.control", control),
+        ("t.flipped", None if flipped is None else int(flipped)),
+    ):
         if wanted is not None:
             conditions.append(f"{column} = ?")
             values.append(wanted)

@@ -214,9 +214,18 @@ class Store:
         if order not in ORDERS:
             raise QuietStarError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         where, values = search.of_thoughts(
-            self, query, run=run, tag=tag, model=model, trigger=trigger, control=control, flipped=flipped,
-            above_noise=above_noise, least=least, most=most,
-        )  # fmt: skip
+            self,
+            query,
+            run=run,
+            tag=tag,
+            model=model,
+            trigger=trigger,
+            control=control,
+            flipped=flipped,
+            above_noise=above_noise,
+            least=least,
+            most=most,
+        )
         way = "DESC" if descending else "ASC"
         rows = self._rows(
             f"SELECT t.*, {search.SQL_OF_MEASURE['gain']} AS gain, {search.SQL_OF_MEASURE['surprise']} AS surprise, "
@@ -255,9 +264,14 @@ class Store:
         return Recorder(lambda statements, wait: self._checked(lambda: self._write(statements, wait)))
 
     def add(
-        self, trace: Trace, *, run: str | None = None, batch: str | None = None, continues: str | None = None,
+        self,
+        trace: Trace,
+        *,
+        run: str | None = None,
+        batch: str | None = None,
+        continues: str | None = None,
         started: str | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Write a whole trace down; returns its id.
 
         Args:
@@ -265,8 +279,9 @@ class Store:
                 that names none is kept with its own prompt only.
             continues: id of the run it goes on from. started: when it was made, now when None.
         """
-        writer = RunWriter(run or new_id(), trace.start, trace.sequence, batch=batch, continues=continues,
-                           started=started)  # fmt: skip
+        writer = RunWriter(
+            run or new_id(), trace.start, trace.sequence, batch=batch, continues=continues, started=started
+        )
         statements = [writer.begin]
         for event in trace.events:
             statements += writer.add(event)

@@ -82,10 +82,14 @@ def _data(store: Store, runs: Sequence[str]) -> dict[str, Any]:
         if whole["run"]["continues"] not in runs:
             whole["run"]["continues"] = None
         positions = whole["thoughts"]["position"]
-        inside.append({
-            "page": whole, "entry": pages.entry(store.run(run)), "statistics": pages.statistics(store, run),
-            "thoughts": {position: pages.thought(store, run, position) for position in positions},
-        })  # fmt: skip
+        inside.append(
+            {
+                "page": whole,
+                "entry": pages.entry(store.run(run)),
+                "statistics": pages.statistics(store, run),
+                "thoughts": {position: pages.thought(store, run, position) for position in positions},
+            }
+        )
         listed += [one.to_dict() for one in store.thoughts(run=run, order="position", descending=False, limit=None)]
     facets = {
         "model": sorted({one["entry"]["model"] for one in inside}),
@@ -94,7 +98,11 @@ def _data(store: Store, runs: Sequence[str]) -> dict[str, Any]:
         "control": sorted({one["control"] for one in listed}),
     }
     about = {
-        "version": __version__, "record": "", "model": None, "facets": facets, "only": runs[0] if runs else None,
+        "version": __version__,
+        "record": "",
+        "model": None,
+        "facets": facets,
+        "only": runs[0] if runs else None,
         "totals": {"runs": len(inside), "thoughts": len(listed)},
-    }  # fmt: skip
+    }
     return {"about": about, "runs": inside, "list": listed}

@@ -25,10 +25,13 @@ POLICY = (
 OURS = ("X-Quietstar", "view")  # by which a second server knows the first
 _HEADERS = {
     OURS[0]: OURS[1],
-    "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
-}  # fmt: skip
+}
 
 
 def is_loopback(host: str) -> bool:

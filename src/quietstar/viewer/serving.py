@@ -18,9 +18,14 @@ PORT = 8719
 
 
 def serve(
-    store: Store, worker: ModelWorker | None, *, host: str = "127.0.0.1", port: int = PORT, token: str | None = None,
+    store: Store,
+    worker: ModelWorker | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    token: str | None = None,
     ready: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Serve the page until it is interrupted.
 
     Args:
@@ -41,10 +46,14 @@ def serve(
         application = Guard(build(store, worker), host, port, token or None)
         server = uvicorn.Server(
             uvicorn.Config(
-                application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2,
+                application,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
                 server_header=False,
             )
-        )  # fmt: skip
+        )
         ready(address(host, port) + (f"?token={token}" if token else ""))
         try:
             server.run(sockets=[listener])

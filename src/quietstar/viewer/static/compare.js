@@ -1,4 +1,4 @@
-// Two runs side by side: what differs first, then both texts aligned.
+// Two runs side by side: first what differs, then both texts aligned.
 
 import { align } from "./align.js";
 import { href } from "./address.js";
@@ -23,11 +23,11 @@ export async function comparePage({ parts }) {
       "div", { class: "page wide compare" },
       h("h1", {}, "Side by side"),
       facts(runs),
-      h("h2", {}, parted.length ? `They part at ${count(parted.length, "place")}` : "They say the same"),
-      alike !== null && h("p", { class: "facts" }, `At the first of them their words are apart by no more than the noise floor (${small(alike)} nats): that they part there, and all that follows from it, may be rounding.`),
+      h("h2", {}, parted.length ? `The texts differ at ${count(parted.length, "position")}` : "The texts are the same"),
+      alike !== null && h("p", { class: "facts" }, `At the first of them, the two words differ by no more than the noise floor (${small(alike)} nats): this difference and all that follows from it may be rounding.`),
       listed(parted, text),
       h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, parted.indexOf(step))))),
-      h("p", { class: "legend" }, legend("kl", runs), " Each word leads to its thought."),
+      h("p", { class: "legend" }, legend("kl", runs), " Each word links to its thought."),
     ),
   };
 }
@@ -47,7 +47,7 @@ async function parting(runs, steps, first) {
   return apart.every((distance) => Math.abs(distance) <= floor) ? floor : null;
 }
 
-// The first places where they part, and the rest on demand.
+// The first positions where the texts differ, and the rest on demand.
 function listed(parted, text) {
   const said = (n, step) => h("bdi", {}, visible(text(n, step)).slice(0, 80) || "(nothing)");
   const items = parted.map((step, n) =>
@@ -97,7 +97,7 @@ function facts(runs) {
       h("tbody", { class: "computed" }, computed.map(draw(true)))),
     h("p", { class: "facts" }, `${rows.length + numbers.length - differing.length} of ${rows.length + numbers.length} are the same.`,
       within.length > 0 && ` Within the larger noise floor of the two, so no difference: ${within.join(", ")}.`),
-    other.length > 0 && h("p", { class: "facts" }, `Computed with another ${other.join(", ")}: part of what differs may be rounding.`),
+    other.length > 0 && h("p", { class: "facts" }, `Computed with another ${other.join(", ")}: part of the difference may be rounding.`),
   );
 }
 

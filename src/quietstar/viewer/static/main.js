@@ -26,7 +26,7 @@ function look(name) {
 function header() {
   const now = LOOKS.includes(memory.get("look", "auto")) ? memory.get("look", "auto") : "auto";
   look(now);
-  const select = h("select", { class: "look", "aria-label": "light or dark", onchange: (event) => look(event.target.value) }, LOOKS.map((name) => h("option", { value: name, selected: name === now }, name)));
+  const select = h("select", { class: "look", "aria-label": "colour scheme", onchange: (event) => look(event.target.value) }, LOOKS.map((name) => h("option", { value: name, selected: name === now }, name)));
   return h("header", { class: "site" }, h("a", { class: "name", href: "#/runs" }, "quietstar"), links, select);
 }
 
@@ -56,6 +56,6 @@ async function draw() {
   }
 }
 
-document.body.append(h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); event.stopPropagation(); body.focus(); } }, "to the text"), header(), body);
+document.body.append(h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); event.stopPropagation(); body.focus(); } }, "skip to the text"), header(), body);
 listen(draw);
 draw();

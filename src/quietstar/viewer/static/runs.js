@@ -43,7 +43,7 @@ function line(run) {
     h(
       "a", { href: href(["run", run.id]) },
       h("span", { class: "asked" }, visible(run.asked) || "(no prompt)"),
-      h("span", { class: "said" }, visible(run.text) || "(nothing said)"),
+      h("span", { class: "said" }, visible(run.text) || "(no text)"),
       h("span", { class: "facts" },
         h("code", {}, run.id), ` ${when(run.started)}  `, h("bdi", {}, visible(run.model)), `  ${count(run.thoughts, "thought")}`,
         run.flips ? h("b", {}, ` likeliest word changed ${count(run.flips, "time")}`) : null, run.flips && !Number.isFinite(run.noise_kl) ? " (noise floor not measured)" : null, run.phase === "reason" && " reasoning", run.reason === null && " unfinished",
