@@ -1,4 +1,4 @@
-"""The file: made, brought up, refused; foreign and damaged ones stay as they are."""
+"""The file: created, upgraded, refused; foreign and damaged ones are not changed."""
 
 import os
 import sqlite3
@@ -117,7 +117,7 @@ def test_a_folder_and_an_impossible_place(tmp_path):
     with pytest.raises(QuietStarError, match="is a folder"):
         Store.open(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(QuietStarError, match="cannot make a record at"):
+    with pytest.raises(QuietStarError, match="cannot create a record at"):
         Store.open(tmp_path / "file" / "record.db")
 
 

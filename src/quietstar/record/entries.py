@@ -1,4 +1,4 @@
-"""What the store gives and takes beside traces: entries of the lists of runs and of thoughts, and interventions."""
+"""What the store takes and returns besides traces: entries of the lists of runs and of thoughts, and interventions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Run:
 
 @dataclass
 class ThoughtEntry:
-    """One entry of a list of thoughts over many runs: where it stands, its first sample's text, and its numbers.
+    """One entry of a list of thoughts over many runs: its position, its first sample's text, and its numbers.
 
     `base_token`, `mixed_token`, `only_token` are the likeliest next tokens without, with and from only the thought;
     `samples` is how many there are at the position. `above_noise` is whether KL is above its run's noise floor, None
@@ -107,7 +107,7 @@ class Intervention:
         sample: the thought that was put there, with its own weight w.
         base, mixed, only: likeliest next tokens without it, with it, and from it alone.
         kl: KL(mixed || base) in nats. flipped: whether the likeliest token differs from the base's.
-        continuation: the text that followed with it, None where none was asked for.
+        continuation: the text that followed with it, None where none was generated.
         settings: how it was made, as far as the run's settings do not say.
         made: when, filled in by the store. number: its number in the store.
     """

@@ -1,7 +1,7 @@
 """Runs to files and back: JSON lines hold whole runs, Parquet and CSV one table of the record.
 
-A file is written beside its place and moved there when it is complete, so that a full disk leaves nothing half-written;
-an import is one transaction, so that a damaged file changes nothing.
+Files are written atomically, so that a full disk leaves nothing half-written; an import is one transaction, so that a
+damaged file changes nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def export(store: Store, path: str | Path, runs: Sequence[str], format: str, tab
     if table not in schema.TABLES:
         raise QuietStarError(f"table must be one of {', '.join(schema.TABLES)}; got {table!r}")
     if format == "parquet" and str(path) == "-":
-        raise QuietStarError("Parquet cannot be written to standard output; name a file")
+        raise QuietStarError("Parquet cannot be written to standard output; give a file")
     write = {"jsonl": _write_lines, "csv": _write_csv, "parquet": _write_parquet}[format]
     with complete(path) as file:
         write(store, file, runs, table)
@@ -184,7 +184,7 @@ def _groups(store: Store, table: str, runs: Iterable[str], size: int = 20_000) -
 
 @contextmanager
 def complete(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file that appears at `path` only when it is complete; "-" and devices are written as they are."""
+    """A file written atomically: it appears at `path` when it is complete. "-" and devices are written directly."""
     try:
         if str(path) == "-":
             yield sys.stdout.buffer
@@ -228,7 +228,7 @@ def _umask() -> int:
 
 @dataclass
 class Imported:
-    """What an import did: ids of runs that came in, and of those that were there already and stayed as they are."""
+    """What an import did: ids of the runs that were added, and of those that the record had already, left unchanged."""
 
     added: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
@@ -272,12 +272,12 @@ def load(store: Store, path: str | Path) -> Imported:
                 [new_names.get(before, before), name],
             )
         if circle := _circle(db, done.added):
-            raise QuietStarError(f"{path}: run {circle} goes on from itself; nothing was imported")
+            raise QuietStarError(f"{path}: run {circle} continues itself; nothing was imported")
     return done
 
 
 def _circle(db: sqlite3.Connection, runs: Iterable[str]) -> str | None:
-    """The first of these runs that goes on from itself, directly or through others; None where none does."""
+    """The first of these runs that continues itself, directly or through others; None where none does."""
     for run in runs:
         seen: set[str] = set()
         at: str | None = run
@@ -324,7 +324,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(raw) > LONGEST_LINE:
-                    raise _NotOurs(f"it has more than {LONGEST_LINE // 2**20} MB")
+                    raise _InvalidLine(f"it has more than {LONGEST_LINE // 2**20} MB")
                 if raw.strip():
                     one = form.validate_python(_run_of(raw))
                     _check(one)
@@ -333,8 +333,8 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise QuietStarError(f"{path}, line {number}: {where}: {first['msg']}; nothing was imported") from error
-    except (ValueError, RecursionError) as error:  # JSON of no end of brackets runs out of stack
-        reason = "it is no JSON" if not isinstance(error, _NotOurs) else str(error)
+    except (ValueError, RecursionError) as error:  # deeply nested JSON runs out of stack
+        reason = "it is not JSON" if not isinstance(error, _InvalidLine) else str(error)
         raise QuietStarError(f"{path}, line {number}: {reason}; nothing was imported") from error
     except OSError as error:
         raise QuietStarError(f"cannot read {path}: {error.strerror or error}") from error
@@ -342,23 +342,23 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
         raise QuietStarError(f"{path} is empty; nothing was imported")
 
 
-class _NotOurs(ValueError):
-    """A line that is JSON but no run of ours."""
+class _InvalidLine(ValueError):
+    """A line that is not a run as quietstar exports it."""
 
 
 def _run_of(raw: bytes) -> dict[str, Any]:
     found = json.loads(raw)
     if _deeper(found, DEEPEST):
-        raise _NotOurs(f"it has lists or objects more than {DEEPEST} deep")
+        raise _InvalidLine(f"it has lists or objects more than {DEEPEST} deep")
     if not isinstance(found, dict) or not isinstance(found.get("quietstar"), int):
-        raise _NotOurs("it is no run that quietstar exported")
+        raise _InvalidLine("it is not a run that quietstar exported")
     if found["quietstar"] > FORM:
-        raise _NotOurs(f"it was exported by a newer quietstar (form {found['quietstar']}, this one knows {FORM})")
+        raise _InvalidLine(f"it was exported by a newer quietstar (form {found['quietstar']}, this one knows {FORM})")
     return found
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """True where lists and objects stand inside each other more than `most` deep."""
+    """True where lists and objects are nested more than `most` deep."""
     level = [value]
     for _ in range(most + 1):
         level = [
@@ -373,32 +373,32 @@ def _deeper(value: Any, most: int) -> bool:
 
 
 def _utc(text: str) -> str:
-    """A time in ISO 8601 as the record keeps it; a time without a zone is UTC."""
+    """A time in ISO 8601, in the form that the record stores; a time without a zone is UTC."""
     try:
         when = datetime.fromisoformat(text)
         when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
         return when.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     except (ValueError, OverflowError) as error:
-        raise _NotOurs(f"{text[:40]!r} is no time") from error
+        raise _InvalidLine(f"{text[:40]!r} is not a time") from error
 
 
 def _check(one: Line) -> None:
-    """What the types do not say."""
+    """What the types alone do not guarantee."""
     trace = one.trace
     start = trace.start
     for run in (one.id, one.batch, one.continues):
         if run is not None and not _ID.fullmatch(run):
-            raise _NotOurs(f"{run[:40]!r} is no id of a run")
+            raise _InvalidLine(f"{run[:40]!r} is not the id of a run")
     if not len(start.prompts) == len(start.prompt_ids) > trace.sequence >= 0:
-        raise _NotOurs("its prompts do not fit its sequence")
+        raise _InvalidLine("its prompts do not fit its sequence")
     if start.asked and len(start.asked) != len(start.prompts):
-        raise _NotOurs("it has another number of questions than of prompts")
+        raise _InvalidLine("it has another number of questions than of prompts")
     if any(getattr(event, "sequence", trace.sequence) != trace.sequence for event in trace.events):
-        raise _NotOurs("it has events of another sequence")
+        raise _InvalidLine("it has events of another sequence")
     for name, listed in (("thoughts", trace.thoughts), ("tokens", trace.tokens)):
         places = [event.position for event in listed]
         if any(a >= b for a, b in pairwise(places)):
-            raise _NotOurs(f"its {name} are not in order")
+            raise _InvalidLine(f"its {name} are not in order")
     one.tags = [checked_tag(tag) for tag in one.tags]
     one.started = _utc(one.started)
     for made in one.interventions:

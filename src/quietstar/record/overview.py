@@ -1,4 +1,4 @@
-"""Looking over many runs at once: how measures are spread, which models and triggers there are, what continues what.
+"""Over many runs at once: histograms of measures, which models and triggers occur, and which run continues which.
 
 Reads through a `Store`; every number is counted by SQLite.
 """
@@ -30,7 +30,7 @@ class Histogram:
 
 @checked
 def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000)] = 40, **chosen: Any) -> Histogram:
-    """How a measure is spread over thoughts; `chosen` are the filters of `Store.thoughts`.
+    """A histogram of a measure over thoughts; `chosen` are the filters of `Store.thoughts`.
 
     Raises:
         QuietStarError: an unknown measure or filter value, bins not from 1 to 10,000.
@@ -72,5 +72,5 @@ def facets(store: Store) -> dict[str, list[str]]:
 
 @checked
 def continued(store: Store, run: str) -> list[str]:
-    """The runs that go on from this one."""
+    """The runs that continue this one."""
     return [row["id"] for row in store.select("SELECT id FROM runs WHERE continues = ? ORDER BY number", [run])]

@@ -20,10 +20,10 @@ from quietstar.record import columns, schema
 from quietstar.record.columns import Statement, insert
 
 Write = Callable[[Sequence[Statement], float], None]
-"""Runs statements in one transaction, waiting at most so many seconds for a lock; QuietStarError where that fails."""
+"""Runs statements in one transaction, waiting at most that many seconds for a lock; raises QuietStarError."""
 
 CONTEXT = 40  # characters kept before a thought
-_IMPATIENT = 0.2  # seconds to wait for a lock in the middle of a run; the event is tried again with the next one
+_BRIEFLY = 0.2  # seconds to wait for a lock in the middle of a run; the event is tried again with the next one
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"  # none that look alike
 _LENGTH = 8
 
@@ -59,7 +59,7 @@ class RunWriter:
         self.run, self.sequence = run, sequence
         self.text, self.tokens, self.thoughts, self.flips = "", 0, 0, 0
         self.ended, self.began = False, time.perf_counter()
-        # what a thought is shown behind: in a chat the answer alone, for the template is no text to read
+        # the text shown before a thought: in a chat the answer alone, without the template
         self.tail = "" if start.chat else start.prompts[sequence][-CONTEXT:]
         row = columns.run_row(start, sequence, run, started or now())
         self.begin = insert("runs", row | {"batch": batch, "continues": continues})
@@ -144,14 +144,14 @@ class Recorder:
             for sequence, writer in self._writers.items():
                 if getattr(event, "sequence", sequence) == sequence:  # an event without one is of the whole batch
                     self._pending += writer.add(event)
-        self._flush(patient=isinstance(event, (Start, End)))
+        self._flush(wait_long=isinstance(event, (Start, End)))
 
     def close(self) -> None:
         """Mark what has not ended as interrupted, and write all that is still to be written."""
         for writer in self._writers.values():
             if not writer.ended:
                 self._pending += writer.cut_off()
-        self._flush(patient=True)
+        self._flush(wait_long=True)
 
     def _start(self, event: Start) -> None:
         before = {b: writer.run for b, writer in self._writers.items()} if self._phase == "reason" else {}
@@ -164,11 +164,11 @@ class Recorder:
         self._pending += [writer.begin for writer in self._writers.values()]
         self.runs += ids
 
-    def _flush(self, patient: bool) -> None:
+    def _flush(self, wait_long: bool) -> None:
         if not self._pending:
             return
         try:
-            self._write(self._pending, schema.BUSY_SECONDS if patient else _IMPATIENT)
+            self._write(self._pending, schema.BUSY_SECONDS if wait_long else _BRIEFLY)
         except QuietStarError as error:
             self.problem = str(error)
         else:

@@ -76,4 +76,4 @@ def measure(model: QuietStar, store: Store, run: str) -> Frames:
     trace = trace_made_by(model, store, run)
     warning = thoughts.check_computed(model, trace)
     store.measure(run, thoughts.measure(model, trace, check))
-    yield Frame("statistics", pages.statistics(store, run) | {"told": warning})
+    yield Frame("statistics", pages.statistics(store, run) | {"warning": warning})

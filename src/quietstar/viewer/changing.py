@@ -15,7 +15,7 @@ from quietstar.errors import QuietStarError
 from quietstar.events import Choice, Sample, ThoughtEvent, Trace
 from quietstar.record import computed
 from quietstar.record.columns import number, plain
-from quietstar.record.compared import Compared, changed, otherwise
+from quietstar.record.compared import Compared, changed, unless_alike
 from quietstar.record.entries import Intervention
 from quietstar.record.store import Store
 from quietstar.viewer.recorded import thoughts_tensor, trace_made_by
@@ -212,5 +212,5 @@ def _compared(model: QuietStar, trace: Trace, own: Resampled, mixed: list[Choice
         floor=None if noise is None else {"kl": noise.kl, "logprob": noise.logprob},
         changed=changed(own.mixed[0], mixed, 0.0 if noise is None else noise.logprob),
         computed=by,
-        recorded=otherwise(by, computed.by(trace.start)),
+        recorded=unless_alike(computed.by(trace.start), by),
     )

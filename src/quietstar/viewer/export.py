@@ -1,7 +1,7 @@
 """The page as one file: the same scripts and style sheet with the runs inside, no server and no network.
 
-The file says by its own Content-Security-Policy that nothing but these very scripts may run, by their hashes, and that
-nothing may be fetched. The runs are JSON in a block that is no script, with every `<` written as a code.
+Its own Content-Security-Policy lets no script run but these, identified by their hashes, and lets nothing be fetched.
+The runs are JSON in a data block, with every `<` written as an escape.
 """
 
 from __future__ import annotations

@@ -97,5 +97,5 @@ class _Continuation:
                 yield self._joined(event)
 
     def _joined(self, event: TokenEvent) -> TokenEvent:
-        """The event with its text as it reads behind the text before; stop strings have cut it, so it is kept then."""
+        """The event with its text decoded after the text before it; with stop strings, which cut texts, it is kept."""
         return event if self._settings.stop else replace(event, text=self._stream.push(event.id))

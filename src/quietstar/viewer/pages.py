@@ -134,7 +134,7 @@ def histograms(store: Store, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filters(asked: Mapping[str, str]) -> dict[str, Any]:
-    """Filters as they stand in an address: query, run, tag, model, trigger, control, flipped, min_kl, max_kl, ...
+    """Filters from an address: query, run, tag, model, trigger, control, flipped, min_kl, max_kl, ...
 
     `noise` is "below", "any" or, when left out, above the noise floor.
     """
@@ -153,7 +153,7 @@ def filters(asked: Mapping[str, str]) -> dict[str, Any]:
 
 
 def order(asked: Mapping[str, str]) -> tuple[str, bool]:
-    """The order as it stands in an address."""
+    """The order from an address."""
     return asked.get("order") or "kl", asked.get("way") != "up"
 
 

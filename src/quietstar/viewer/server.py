@@ -31,7 +31,7 @@ _LARGEST = 2**20  # bytes of what the page may send
 
 
 class _Number(Convertor[int]):
-    """A whole number in an address, as far as the record's columns go; anything longer is no place of ours."""
+    """A whole number in an address, within the range of the record's columns; longer ones match no route."""
 
     regex = "[0-9]{1,15}"
 
@@ -48,7 +48,7 @@ _Form = TypeVar("_Form")
 
 
 class Json(Response):
-    """Plain data; numbers that JSON has no name for are texts, as in the record."""
+    """Plain data; numbers that are not finite are texts, as in the record."""
 
     media_type = "application/json"
 
@@ -65,7 +65,7 @@ class EventStream(Response):
         self.job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send frames until the job ends or nobody listens."""
+        """Send frames until the job ends or the client disconnects."""
         watching = asyncio.create_task(self._watch(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -86,7 +86,7 @@ class EventStream(Response):
 
 
 def build(store: Store, worker: ModelWorker | None) -> Starlette:
-    """The application over a record; without `worker` it only shows."""
+    """The application over a record; without `worker` there is no model to ask."""
     record = _RecordRoutes(store, worker.name if worker is not None else None)
     routes = [
         Route("/", _index),
@@ -108,7 +108,7 @@ def build(store: Store, worker: ModelWorker | None) -> Starlette:
         ]
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
-        exception_handlers={QuietStarError: _told, HTTPException: _refused, Exception: _failed},
+        exception_handlers={QuietStarError: _problem, HTTPException: _refused, Exception: _failed},
     )
 
 
@@ -116,7 +116,7 @@ def _index(request: Request) -> Response:
     return FileResponse(STATIC / "index.html")
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     return Json({"error": str(error)}, 400)
 
 
@@ -128,12 +128,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A fault of ours: the page gets a line, the terminal the traceback."""
-    return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server says more"}, 500)
+    """A bug: the page gets one line, the terminal the traceback."""
+    return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server has the traceback"}, 500)
 
 
 class _RecordRoutes:
-    """What is read from the record."""
+    """Routes that read the record."""
 
     def __init__(self, store: Store, model: str | None) -> None:
         self.store, self.model = store, model
@@ -169,7 +169,7 @@ class _RecordRoutes:
 
 
 class _ModelRoutes:
-    """What the model is asked for; all of it is answered as a stream of frames."""
+    """Routes that need the model; each answers with a stream of frames."""
 
     def __init__(self, store: Store, worker: ModelWorker) -> None:
         self.store, self.worker = store, worker
@@ -200,20 +200,20 @@ class _ModelRoutes:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request. Only scripts of this page can send one, since other sites may not say this type."""
+    """The JSON object of a request. Other sites cannot send one: browsers do not let them use this content type."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise QuietStarError("what is sent must be application/json")
+        raise QuietStarError("the request must have the type application/json")
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > _LARGEST:
-            raise QuietStarError(f"what is sent may have at most {_LARGEST} bytes")
+            raise QuietStarError(f"a request may have at most {_LARGEST} bytes")
     try:
         found = json.loads(bytes(body) or b"{}")
     except (ValueError, RecursionError) as error:  # deep nesting, or a number of thousands of digits
-        raise QuietStarError(f"what was sent is no JSON ({str(error)[:100]})") from error
+        raise QuietStarError(f"the request is not JSON ({str(error)[:100]})") from error
     if not isinstance(found, dict):
-        raise QuietStarError("what is sent must be a JSON object")
+        raise QuietStarError("the request must be a JSON object")
     return found
 
 

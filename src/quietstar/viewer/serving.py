@@ -1,4 +1,4 @@
-"""Listening: the address, the token, and what to say where the port is taken."""
+"""Listening: the address, the token, and the message where the port is in use."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def serve(
     Args:
         store: the record. worker: the model, None to show only.
         host: what to listen on. port: 0 takes any free one.
-        token: what one must know to come in, made up when None; "" lets every account of this machine in.
-        ready: is told the address when connections are taken.
+        token: the secret that clients must send, generated when None; "" lets every account of this machine connect.
+        ready: called with the address when connections are accepted.
 
     Raises:
-        QuietStarError: the host or port cannot be had.
+        QuietStarError: cannot listen on the host or port.
     """
     import uvicorn
 
@@ -87,25 +87,25 @@ def _listen(host: str, port: int) -> socket.socket:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise QuietStarError(_taken(host, port)) from error
         reason = getattr(error, "strerror", None) or error
-        raise QuietStarError(f"cannot listen on {host}, port {port}: {reason}; --port names another one") from error
+        raise QuietStarError(f"cannot listen on {host}, port {port}: {reason}; --port N uses another one") from error
     return listener
 
 
 def _taken(host: str, port: int) -> str:
-    """What to say where somebody listens already: another page of ours, or another program."""
-    if _is_ours(host, port):
+    """The message where a server is listening already: another page of quietstar, or another program."""
+    if _is_quietstar(host, port):
         return (
-            f"another `quietstar view` listens on port {port}: open the address it printed, or take another port with "
+            f"another `quietstar view` listens on port {port}: open the address it printed, or use another port with "
             "--port 0"
         )
-    return f"port {port} is taken by another program; --port names another one, --port 0 takes any that is free"
+    return f"port {port} is used by another program; --port N uses another one, --port 0 any free one"
 
 
-def _is_ours(host: str, port: int, seconds: float = 2.0, most: int = 2**14) -> bool:
-    """Whether a page of ours listens there, by the header it gives every answer.
+def _is_quietstar(host: str, port: int, seconds: float = 2.0, most: int = 2**14) -> bool:
+    """Whether a page of quietstar listens there, by the header of its responses.
 
-    Whoever listens may be anybody: no more than `most` bytes and `seconds` are given to it, no proxy is asked, and
-    nothing it says is shown.
+    It may be any program: at most `most` bytes are read within `seconds`, no proxy is used, and nothing that it sends
+    is shown.
     """
     end = time.monotonic() + seconds
     host = "localhost" if host in ("0.0.0.0", "::", "") else host

@@ -18,7 +18,7 @@ export function statistics(run, live) {
       for await (const frame of source.frames(`runs/${encodeURIComponent(run.id)}/measure`, {})) {
         if (frame.kind !== "statistics") continue;
         draw(frame.data);
-        fill(state, frame.data.told);
+        fill(state, frame.data.warning);
       }
     } catch (error) {
       button.disabled = false;
