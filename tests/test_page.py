@@ -352,7 +352,7 @@ def test_stop_stops_and_what_was_said_is_kept(store, tiny, visit):
         page.locator(".panel .bars").first.wait_for()  # and can be looked at meanwhile
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("see what was recorded").wait_for()
-        assert until(lambda: not served.live._jobs)
+        assert until(lambda: not served.worker._jobs)
         (run,) = store.runs()
         assert run.reason == "interrupted" and 3 < run.tokens < 450
 

@@ -46,7 +46,7 @@ def test_an_older_file_is_brought_up(tmp_path, monkeypatch):
         assert store._row("SELECT mood FROM runs", [])["mood"] == "calm" and store.trace(run) == trace()
     assert version(path) == now + 1
     monkeypatch.undo()
-    with pytest.raises(QuietStarError, match=f"newer quietstar .its form {now + 1}, this one knows {now}"):
+    with pytest.raises(QuietStarError, match=f"newer quietstar .its version is {now + 1}, this quietstar knows {now}"):
         Store.open(path)
 
 
