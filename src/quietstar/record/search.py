@@ -136,8 +136,15 @@ def _match(word: str) -> str:
 
 
 def _forms(word: str) -> list[str]:
-    """The word as texts may write it: with composed and with decomposed letters."""
-    return list(dict.fromkeys([word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)]))
+    """The word as texts may write it: with composed and with decomposed letters, with ß and with ss."""
+    folded = word.casefold()
+    spelled = [word]
+    if folded != word.lower():  # full case folding: ß is ss
+        spelled.append(folded)
+    if "ss" in folded:
+        spelled.append(folded.replace("ss", "ß"))
+    forms = [form for one in spelled for form in (one, *(unicodedata.normalize(kind, one) for kind in ("NFC", "NFD")))]
+    return list(dict.fromkeys(forms))
 
 
 def _indexed(word: str) -> bool:
