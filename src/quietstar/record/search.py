@@ -79,7 +79,9 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
 class Names(Protocol):
     """Finds the ids of runs."""
 
-    def find(self, name: str) -> str: ...
+    def find(self, name: str) -> str:
+        """The id of the run called `name`; QuietStarError where there is none."""
+        ...
 
 
 @checked

@@ -23,6 +23,7 @@ export function changing(panel, place, detail) {
   const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: shown });
   const edited = () => (text.value === shown ? own?.text ?? "" : text.value); // its own characters, where it was left as it is
   const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position of the donor" });
+  const borrowed = () => ({ kind: "donor", donor: donor.value === "" ? null : Number(donor.value) }); // null: an earlier one
   const state = h("p", { class: "state", role: "status" });
   const buttons = [];
   const attemptWith = async (wanted) => {
@@ -64,7 +65,7 @@ export function changing(panel, place, detail) {
       button("Shuffle", "its own tokens in random order", () => ({ kind: "shuffled" })),
       button("Resample 8", "sample eight new thoughts", () => ({ kind: "resampled", n: 8 })),
       button("No thought", "predict the next word without a thought here", () => ({ kind: "none" })),
-      h("span", { class: "donor" }, button("Donor", "the thought of another position of this run; of an earlier one at random where none is given", () => ({ kind: "donor", donor: donor.value === "" ? null : Number(donor.value) })), donor),
+      h("span", { class: "donor" }, button("Donor", "the thought of another position of this run", borrowed), donor),
     ),
     state,
     list,
@@ -114,9 +115,12 @@ function comparedOf(one) {
 function verdict(compared, before, after) {
   if (!compared) return "Compared with the recorded prediction, which may come from another batch or precision.";
   const floor = compared.floor ? `rounding (${small(real_of(compared.floor.logprob) ?? 0)} nats)` : "rounding, which was not measured";
-  const said = compared.changed ? "Likeliest word changed." : before && after && before.id !== after.id ? `The two likeliest words differ by no more than ${floor}: no change.` : "Likeliest word not changed.";
+  const tie = before && after && before.id !== after.id && `The two likeliest words differ by no more than ${floor}: no change.`;
+  const said = compared.changed ? "Likeliest word changed." : tie || "Likeliest word not changed.";
   const words = (by) => Object.entries(by ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
-  return compared.recorded ? `${said} Both predictions were computed now, by ${words(compared.computed)}; the run by ${words(compared.recorded)}.` : `${said} Both predictions were computed now, in one batch shape.`;
+  const both = `${said} Both predictions were computed now, `;
+  if (!compared.recorded) return `${both}in one batch shape.`;
+  return `${both}by ${words(compared.computed)}; the run by ${words(compared.recorded)}.`;
 }
 
 // The text that follows with the try in place, beside the one that was said.
@@ -131,12 +135,14 @@ function following(panel, place, one) {
   let problem = "";
   const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
   const button = h("button", { type: "button", onclick: () => (stop ? stop.abort() : follow()) });
+  const column = (title, said, which) => h("section", {}, h("h4", {}, title), side(said, text, marks, which));
   const draw = () => {
     const said = original ?? recorded;
+    const left = original !== null ? "with its own thought, computed again" : "as recorded";
     button.textContent = stop ? "Stop" : text === null ? "Continue the text" : "Continue it again";
     fill(
       box,
-      text !== null && [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, original !== null ? "with its own thought, computed again" : "as recorded"), side(said, text, marks, "left")), h("section", {}, h("h4", {}, "with this thought"), side(said, text, marks, "right")))],
+      text !== null && [differ, h("div", { class: "beside" }, column(left, said, "left"), column("with this thought", said, "right"))],
       text === said && !stop && h("p", { class: "facts" }, SAME),
       problem && h("p", { class: "problem", role: "alert" }, problem),
       panel.live && button,

@@ -24,9 +24,17 @@ export async function comparePage({ parts }) {
       h("h1", {}, "Side by side"),
       facts(runs),
       h("h2", {}, parted.length ? `The texts differ at ${count(parted.length, "position")}` : "The texts are the same"),
-      alike !== null && h("p", { class: "facts" }, `At the first of them, the two words differ by no more than the noise floor (${small(alike)} nats): this difference and all that follows from it may be rounding.`),
+      alike !== null && h(
+        "p", { class: "facts" },
+        `At the first of them, the two words differ by no more than the noise floor (${small(alike)} nats): `,
+        "this difference and all that follows from it may be rounding.",
+      ),
       listed(parted, text),
-      h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, parted.indexOf(step))))),
+      h(
+        "div", { class: "aligned" },
+        runs.map((run) => h("h3", {}, h("a", { href: href(["run", run.head.id]) }, h("code", {}, run.head.id)))),
+        steps.flatMap((step) => runs.map((run, n) => cell(run, n, step, parted.indexOf(step)))),
+      ),
       h("p", { class: "legend" }, legend("kl", runs), " Each word links to its thought."),
     ),
   };
@@ -88,7 +96,11 @@ function facts(runs) {
   const differing = [...rows.filter(([, a, b]) => a !== b), ...numbers.filter((one) => !one.same).map((one) => one.row)];
   const within = numbers.filter((one) => one.within).map((one) => one.row[0]);
   const other = computed.slice(0, -1).filter(([, a, b]) => a !== b).map(([name]) => name);
-  const draw = (mark) => ([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, mark ? `${name} ${values[0] === values[1] ? "=" : "≠"}` : name), values.map((value) => h("td", { class: mark && values[0] !== values[1] ? "differs" : null }, h("bdi", {}, readable(value).slice(0, 400)))));
+  const draw = (mark) => ([name, left, right]) => {
+    const differs = left !== right;
+    const cells = [left, right].map((value) => h("td", { class: mark && differs ? "differs" : null }, h("bdi", {}, readable(value).slice(0, 400))));
+    return h("tr", {}, h("th", { scope: "row" }, mark ? `${name} ${differs ? "≠" : "="}` : name), cells);
+  };
   return h(
     "div", { class: "scroll" },
     h("table", { class: "differing" },

@@ -53,7 +53,8 @@ export class Panel {
       this.spoken.textContent = "no thought here";
       return;
     }
-    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", likeliest word changed" : run.above(thought) ? "" : ", below the noise floor"}`;
+    const effect = thought.flipped ? ", likeliest word changed" : run.above(thought) ? "" : ", below the noise floor";
+    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${effect}`;
     if (!quiet) fill(this.spoken, summary);
     fill(this.body, this.#head(place, token), this.#numbers(thought, token), this.#whole(thought.text), this.#around(place));
     try {
@@ -107,7 +108,8 @@ export class Panel {
     const shown = [["compute", "compute effect", 4], ["content", "content effect", 4], ["garble", "garble", 2], ["greedy", "as the base", 2], ["early_area", "early answering", 2]];
     const known = shown.filter(([name]) => name in found);
     if (!known.length) return null;
-    return h("dl", { class: "numbers" }, known.map(([name, label, digits]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(found[name], digits)))));
+    const entry = ([name, label, digits]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(found[name], digits)));
+    return h("dl", { class: "numbers" }, known.map(entry));
   }
 
   #whole(text) {

@@ -51,9 +51,19 @@ export class Reader {
         h("label", { title: long }, h("input", { type: "radio", name: "measure", value: name, checked: name === this.measure, onchange: () => this.#tint(name) }), h("span", {}, label)),
       ),
     );
-    const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: (event) => { this.passage.show(event.target.checked); memory.set("spaces", event.target.checked ? "1" : "0"); } }), " show spaces");
-    const strongest = h("button", { type: "button", title: "the thought with the largest value of the chosen measure; again for the next", onclick: () => this.#strongest() }, "strongest");
-    const flip = h("button", { type: "button", title: "the next thought that changed the likeliest word (key f)", onclick: () => this.passage.step(1, (thought) => thought?.flipped) }, "next change");
+    const showSpaces = (event) => {
+      this.passage.show(event.target.checked);
+      memory.set("spaces", event.target.checked ? "1" : "0");
+    };
+    const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: showSpaces }), " show spaces");
+    const button = (label, title, onclick) => h("button", { type: "button", title, onclick }, label);
+    const strongest = button(
+      "strongest", "the thought with the largest value of the chosen measure; again for the next", () => this.#strongest(),
+    );
+    const flip = button(
+      "next change", "the next thought that changed the likeliest word (key f)",
+      () => this.passage.step(1, (thought) => thought?.flipped),
+    );
     return h("div", { class: "bar" }, measures, show, h("span", { class: "buttons" }, strongest, flip));
   }
 
@@ -138,7 +148,7 @@ function head(run, about) {
       h("dl", { class: "settings" },
         settings.map(([name, value]) => h("div", {}, h("dt", {}, h("bdi", {}, visible(name.replaceAll("_", " ")))), h("dd", {}, h("bdi", {}, visible(told(value)))))),
         h("div", {}, h("dt", {}, "base"), h("dd", {}, h("bdi", {}, visible(one.base)))),
-        h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, `base ${visible(one.base_hash.slice(0, 12))}, head ${visible(one.head_hash.slice(0, 12))}${one.adapter ? `, adapter ${visible(one.adapter)}` : ""}`))),
+        h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, weights(one)))),
         h("div", {}, h("dt", {}, "computed by"), h("dd", {}, visible(computed(one))))),
       one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
     ),
@@ -151,6 +161,12 @@ function head(run, about) {
       comparing(one),
     ),
   );
+}
+
+// Fingerprints of the weights of a run.
+function weights(one) {
+  const parts = [`base ${one.base_hash.slice(0, 12)}`, `head ${one.head_hash.slice(0, 12)}`, one.adapter && `adapter ${one.adapter}`];
+  return visible(parts.filter(Boolean).join(", "));
 }
 
 // A list of other runs to compare this one with, read when it is opened; runs of the same question first.

@@ -71,8 +71,9 @@ export async function thoughtsPage({ query, about }) {
 
 function row(one) {
   const word = (text) => (text === null ? "–" : quoted(text));
+  const [below, unknown] = [one.above_noise === false, one.above_noise === null];
   return h(
-    "tr", { class: one.above_noise === false ? "noise" : one.flipped ? "flipped" : null, title: one.above_noise === false ? "below the noise floor: no change" : one.above_noise === null ? "noise floor not measured" : null },
+    "tr", { class: below ? "noise" : one.flipped ? "flipped" : null, title: below ? "below the noise floor: no change" : unknown ? "noise floor not measured" : null },
     h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(ending(one.context, 34)) || "(start)"))),
     h("td", {}, h("bdi", { class: "thought" }, visible(one.text)), one.samples > 1 && h("small", {}, ` +${one.samples - 1}`)),
     COLUMNS.map(([name, label, digits]) => h("td", { class: "n", "data-label": label }, number(one[name], digits))),
