@@ -464,7 +464,7 @@ def test_a_fault_of_the_server_is_a_line_too(store, monkeypatch):
 def test_a_damaged_or_foreign_record_is_refused_at_once(run, tmp_path):
     (tmp_path / "text.db").write_text("no database, only words " * 99)
     code, _, err = run("view", "--db", str(tmp_path / "text.db"))
-    assert code == 2 and err.count("\n") == 1 and "no record of quietstar" in err
+    assert code == 2 and err.count("\n") == 1 and "not a record of quietstar" in err
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE x (y)")
     code, _, err = run("view", "--db", str(tmp_path / "other.db"))
