@@ -88,14 +88,14 @@ def record(page: str) -> str:
 
 def measures(page: str) -> str:
     """The page of statistics with its table written anew."""
-    from quietstar.evals.statistics import MEASURES as REGISTRY
+    from quietstar.evals import measures as registry
 
     before, _, rest = page.partition(MEASURES[0])
     rows = [
         " | ".join(
             ["", one.label, one.unit, one.formula.replace("|", r"\|"), "yes" * one.model, one.source, ""]
         ).strip()
-        for one in REGISTRY.values()
+        for one in registry.measures().values()
     ]
     table = "| measure | unit | | needs `--measure` | source |\n|---|---|---|---|---|\n" + "\n".join(rows)
     return f"{before}{MEASURES[0]}\n{table}\n\n{MEASURES[1]}{rest.partition(MEASURES[1])[2]}"

@@ -9,6 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from browsing import browser, visit  # noqa: F401 (fixtures of every test)
 from quietstar import QuietStar
 from quietstar.cli import main as cli
+
+# Started in the background, the suite may have been told to ignore these; programs that tests start must not be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

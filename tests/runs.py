@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from quietstar.training import live
 from quietstar.training import recipe as recipes
+from quietstar.training import run_log
 
 LINES = [
     f"the quick brown fox number {n} thinks before it speaks and then it says the thing {n * n}" for n in range(40)
@@ -43,7 +43,7 @@ def recipe(model, texts, out, **more) -> recipes.Recipe:
 
 def log(out) -> list[dict]:
     """The log without what depends on the clock."""
-    return [line for line in live.read(out) if "train_runtime" not in line]
+    return [line for line in run_log.read(out) if "train_runtime" not in line]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from quietstar.record.store import Store
 from recorded import trace as recorded
 
 MODULES = [
-    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.evals.statistics", "quietstar.record.overview",
+    "quietstar.evals.losses", "quietstar.evals.thoughts", "quietstar.evals.statistics", "quietstar.evals.measures", "quietstar.record.overview",
     "quietstar.record.exchange", "quietstar.record.recorder", "quietstar.viewer.export", "quietstar.evals.intervals",
     "quietstar.training.recipe",
 ]  # fmt: skip
@@ -30,7 +30,7 @@ WRONG = [
     None, True, False, 0, 1, -1, 1.5, math.nan, math.inf, 2**63, 2**200, -(2**200), "", "x", "filler", "\ud800", "a\0", "a" * 5000,
     "~nosuchuser/x", b"x", [], [1], ["x"], [None], [[1, 2]], (), {}, {"a": 1}, {1: {2: 3}}, {"x"}, range(3), object(), len, int,
     1j, np.int64(3), np.float32(2.5), np.array([1.5]), np.array(["x"]), np.zeros((2, 0)), torch.tensor(1), torch.tensor([1.5]),
-    torch.zeros(2, 3, 4, 5, dtype=torch.long), torch.tensor([[True]]), Control("own"), Trigger.parse("always"),
+    torch.zeros(2, 3, 4, 5, dtype=torch.long), torch.tensor([[True]]), Control.parse("own"), Trigger.parse("always"),
 ]  # fmt: skip
 # left out: what would reach a network, what is another program's, and what only repeats the fields of a result
 SKIPPED = {

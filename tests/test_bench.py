@@ -85,18 +85,18 @@ def test_the_command_prints_generation(tiny_folder, monkeypatch, capsys):
     assert "prose" in out and "prompts at once" in out and "peak memory" in out
 
 
-@pytest.mark.parametrize(("command", "module"), [((), "bench"), (("generate",), "bench_generate")])
+@pytest.mark.parametrize(("command", "module"), [((), "engine"), (("generate",), "generate")])
 def test_after_ctrl_c_what_was_measured_is_printed(run, tiny_folder, monkeypatch, command, module):
     import importlib
 
-    bench = importlib.import_module(f"quietstar.evals.{module}")
+    bench = importlib.import_module(f"quietstar.bench.{module}")
     calls = []
 
     def stop(*_, **__):
         calls.append(1)
         raise KeyboardInterrupt
 
-    if module == "bench":
+    if module == "engine":
         monkeypatch.setattr(bench, "_scoring", stop)
         options = ("--context", "32", "--repeats", "1", "-t", "2", "--no-processes")
     else:
@@ -105,4 +105,4 @@ def test_after_ctrl_c_what_was_measured_is_printed(run, tiny_folder, monkeypatch
     code, out, err = run("bench", *command, "--model", tiny_folder, *options, "--json")
     assert code == 130 and calls and "interrupted" in err
     found = json.loads(out)
-    assert len(found["ratios"] if module == "bench" else found["cells"]) in (2, 4)
+    assert len(found["ratios"] if module == "engine" else found["cells"]) in (2, 4)

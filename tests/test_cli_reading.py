@@ -66,7 +66,7 @@ def test_score_says_what_it_left_out_and_reads_columns_and_standard_input(run, f
     code, out, err = run("score", "-", *options)
     assert code == 0 and json.loads(out)["losses"] == report["losses"]
     path.write_text('{"instruction": "the fox"}\nnot json\n')
-    assert "leave them out with --broken skip" in run("score", str(path), *options)[2]
+    assert "skip them with --broken skip" in run("score", str(path), *options)[2]
     code, out, err = run("score", str(path), *options, "--broken", "skip")
     assert code == 0 and "1 broken line: 2 (not JSON); left out" in err
     assert "broken must be refuse or skip" in run("score", str(path), *options, "--broken", "mend")[2]

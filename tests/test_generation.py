@@ -234,7 +234,7 @@ def test_resampling_needs_a_text(tiny):
         (dict(stop=[""]), "empty string"),
         (dict(show=0), "show must be"),
         (dict(thought_length=-2), "thought_length must be at least 0"),
-        (dict(control="truncated:9", thought_length=3), "keeps more than the thought's 3 tokens"),
+        (dict(control="truncated:9", thought_length=3), "keeps more tokens than the thought has"),
         (dict(max_tokens=3), "unknown option 'max_tokens'"),
         (dict(thought_length=600), "context is 512"),
         (dict(trigger="maybe"), "unknown trigger"),

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quietstar import QuietStarError
-from quietstar.inference.controls import Control, donor_positions, shuffled, truncated
+from quietstar.engine.model import Place
+from quietstar.inference.controls import Control, donor_positions, shuffled
 
 
 @given(st.integers(2, 300), st.integers(0, 1000))
@@ -28,9 +29,11 @@ def test_shuffling_permutes_each_thought_by_place():
 
 
 def test_truncation_keeps_the_first_tokens():
-    assert truncated(torch.arange(6).view(2, 3), 2).tolist() == [[0, 1], [3, 4]]
+    place = Place(*torch.zeros(3, 2, dtype=torch.long))
+    control = Control.parse("truncated:2")
+    assert control.replace(torch.arange(6).view(2, 3), place, 0, 0).tolist() == [[0, 1], [3, 4]]
     with pytest.raises(QuietStarError, match="more tokens than the thought has"):
-        truncated(torch.arange(6).view(2, 3), 4)
+        Control.parse("truncated:4").check(3)
 
 
 def test_names():

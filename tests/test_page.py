@@ -269,6 +269,7 @@ def test_thoughts_are_sorted_by_gain_and_what_is_unknown_comes_last(store, visit
 
 def test_statistics_of_a_run_are_shown_and_completed_by_the_model(store, tiny, tmp_path, visit):
     from quietstar.evals import statistics
+    from quietstar.evals.measures import measures
 
     recorder = store.recorder()
     for _ in recorder.record(tiny.stream("the quick fox", max_new_tokens=8, thought_length=3, stop_ids=[])):
@@ -279,9 +280,9 @@ def test_statistics_of_a_run_are_shown_and_completed_by_the_model(store, tiny, t
         page.locator(".statistics summary").click()
         rows = page.locator(".statistics tbody tr")
         rows.first.wait_for()
-        assert rows.count() == sum(not one.model for one in statistics.MEASURES.values())
+        assert rows.count() == sum(not one.model for one in measures().values())
         page.get_by_role("button", name="Measure with the model").click()
-        assert until(lambda: rows.count() == len(statistics.MEASURES))
+        assert until(lambda: rows.count() == len(measures()))
         means = [float(text.replace("\u2212", "-")) for text in rows.locator("td:nth-child(2)").all_inner_texts()]
         assert means == [pytest.approx(one.mean, abs=6e-5) for one in statistics.of_runs(store, run)]
         assert page.get_by_text("Next token settled after").is_visible()

@@ -34,7 +34,7 @@ def told(text, tmp_path, overrides=()) -> str:
     ("text", "says"),
     [
         (LAUGHS, "is not valid YAML: it holds more than 10000 values"),
-        ("a: &x [*x]", r"the alias \*x stands inside of what it names \(line 1, column 8\)"),
+        ("a: &x [*x]", r"the alias \*x is inside the node it refers to \(line 1, column 8\)"),
         ("[" * 5000, "more than 20 maps and lists in one another"),
         ("seed: 1\nmodel: a\nseed: 2", r"the key 'seed' is given twice \(line 3, column 1\)"),
         ("seed: !!python/object/apply:os.system [ls]", r"tags are not allowed .* \(line 1, column 7\)"),

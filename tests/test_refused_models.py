@@ -1,4 +1,4 @@
-"""Models that cannot be served as they are: one line at load (or at first use), and nothing of them is changed."""
+"""Models that are not supported as they are: one line at load (or at first use), and nothing of them is changed."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def refused(call, says: str) -> str:
 @pytest.mark.parametrize(
     ("family", "more", "says"),
     [
-        ("nemotron", {}, "'nemotron' cannot be served: its own code fails where rows run through it"),
-        ("doge", {}, "'doge' cannot be served: its own code fails where rows run through it"),
-        ("llama4_text", dict(num_local_experts=2, intermediate_size_mlp=48), "'llama4_text' cannot be served"),
-        ("bert", {}, "it reads the future"),
-        ("jamba", dict(mamba_d_state=4, num_experts=2), "'jamba' cannot be served: .*linear_attention"),
+        ("nemotron", {}, "'nemotron' is not supported: its own code fails where rows run through it"),
+        ("doge", {}, "'doge' is not supported: its own code fails where rows run through it"),
+        ("llama4_text", dict(num_local_experts=2, intermediate_size_mlp=48), "'llama4_text' is not supported"),
+        ("bert", {}, "later tokens change the predictions before them"),
+        ("jamba", dict(mamba_d_state=4, num_experts=2), "'jamba' is not supported: .*linear_attention"),
         ("falcon_h1", dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4), "'falcon_h1'"),
         ("gemma4_text", dict(num_hidden_layers=2, hidden_size_per_layer_input=8, vocab_size_per_layer_input=97,
                              global_head_dim=8, layer_types=["sliding_attention", "full_attention"]),
@@ -81,7 +81,7 @@ def test_a_gemma_3_that_reads_the_future_is_refused(layers):
     )
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     before = base.config._attn_implementation
-    refused(lambda: QuietStar.from_base(base), "it reads the future")
+    refused(lambda: QuietStar.from_base(base), "later tokens change the predictions before them")
     assert base.config._attn_implementation == before
 
 
@@ -89,7 +89,7 @@ def test_reading_the_future_is_noticed_in_any_model():
     base = bare("llama")
     for layer in base.model.layers:  # mixes each state with the next one
         layer.register_forward_pre_hook(lambda _, args: (args[0] + 0.5 * args[0].roll(-1, 1), *args[1:]))
-    refused(lambda: QuietStar.from_base(base), "it reads the future")
+    refused(lambda: QuietStar.from_base(base), "later tokens change the predictions before them")
     assert base.config._attn_implementation == "eager"
 
 

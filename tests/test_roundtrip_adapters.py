@@ -192,12 +192,12 @@ def test_adapters_inside_a_base_without_a_wrapper_are_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING cannot be served: .*virtual tokens"),
+        (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING is not supported: .*virtual tokens"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PREFIX_TUNING .*virtual"),
         (lambda: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8, task_type="CAUSAL_LM"),
          "P_TUNING .*virtual"),
-        (lambda: peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"), "ADAPTION_PROMPT cannot be served"),
-        (lambda: peft.LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "aLoRA cannot be served"),
+        (lambda: peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=1, task_type="CAUSAL_LM"), "ADAPTION_PROMPT is not supported"),
+        (lambda: peft.LoraConfig(r=2, target_modules=QV, alora_invocation_tokens=[5], task_type="CAUSAL_LM"), "aLoRA is not supported"),
     ],
 )  # fmt: skip
 def test_what_needs_virtual_tokens_is_refused_by_name(tiny_folder, config, says):

@@ -74,7 +74,7 @@ def test_two_commands_do_not_train_in_one_folder(tiny_folder, texts, tmp_path):
 
 
 def test_nothing_to_resume_is_told(tiny_folder, texts, tmp_path):
-    with pytest.raises(QuietStarError, match="there is no whole checkpoint in"):
+    with pytest.raises(QuietStarError, match="there is no complete checkpoint in"):
         cli.run(runs.recipe(tiny_folder, texts, tmp_path / "run"), True, "cpu")
     assert not (tmp_path / "run").exists()
 
@@ -212,7 +212,9 @@ def test_a_damaged_checkpoint_is_passed_over_or_told(
         spoil(out / checkpoint / name, kind, place)
     before = runs.contents(out)
     if both:
-        with pytest.raises(QuietStarError, match=r"no whole checkpoint in .* \(checkpoint-4 is not whole: .*") as told:
+        with pytest.raises(
+            QuietStarError, match=r"no complete checkpoint in .* \(checkpoint-4 is not complete: .*"
+        ) as told:
             cli.run(runs.recipe(tiny_folder, texts, out), True, "cpu")
         assert "\n" not in str(told.value)
         assert runs.contents(out) == before

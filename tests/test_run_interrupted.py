@@ -174,7 +174,7 @@ def test_a_limit_on_file_sizes_stops_in_one_line_and_can_be_gone_on_from(tiny_fo
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
     one = runs.recipe(tiny_folder, texts, out, watch__save_every=2)
-    from quietstar.training.live import Log
+    from quietstar.training.run_log import Log
 
     running = trainer.ThoughtTrainer.from_recipe(one, device="cpu", callbacks=[Fill(), Log(out)])
     try:

@@ -2,6 +2,7 @@
 
 import html
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from conftest import trained
 from quietstar import QuietStar, QuietStarError
-from quietstar.inference import scoring
+from quietstar.engine import budgets
 from quietstar.inference.controls import donor_positions
 from tiny import thinking
 
@@ -62,8 +63,7 @@ def test_one_control_alone_equals_it_beside_the_own_thoughts(tiny, control):
 def test_results_do_not_depend_on_chunks_or_on_the_rest_of_the_batch(tiny, monkeypatch):
     options = dict(thought_length=3, samples=3, seed=2)
     whole = tiny.score([TEXT, "it says"], **options)
-    monkeypatch.setattr(scoring, "_MOST_ROWS", 34)
-    monkeypatch.setattr(scoring, "UNEMBED_ROWS", 1)
+    monkeypatch.setattr(budgets, "CPU", replace(budgets.CPU, most_rows=34, logit_rows=1))
     cut = tiny.score([TEXT, "it says"], **options)
     assert (whole.thoughts == cut.thoughts).all()
     same(whole.mixed_logprobs, cut.mixed_logprobs)

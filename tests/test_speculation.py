@@ -17,7 +17,7 @@ from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import nucleus
 from quietstar.events import End, TokenEvent, Trace
 from quietstar.inference import generation
-from quietstar.inference.speculation import MOST_DRAFTS, Pace, guess
+from quietstar.inference.speculation import MOST_DRAFTS, Pace, lookup
 from tiny import FAMILIES, VOCABULARY, thinking
 
 TEXT = torch.randint(2, VOCABULARY, (3, 14), generator=torch.Generator().manual_seed(5))
@@ -249,11 +249,11 @@ def test_a_prefix_forgets_what_is_behind_its_length():
 
 def test_guesses_are_what_followed_the_longest_match():
     text = [1, 2, 3, 4, 9, 3, 4, 5, 2, 3, 4]
-    assert guess(text, [], 3) == [9, 3, 4]  # 2 3 4 stood before; 3 4 alone did later
-    assert guess(text[4:], [], 3) == [5, 2, 3]
-    assert guess(text[8:], [[7, 4, 6, 6], [3, 4, 8]], 2) == [8]
-    assert guess([1, 2, 1, 2, 1], [], 5) == [2, 1, 2, 1, 2]  # goes round
-    assert guess(text, [[8, 8]], 0) == guess([4], [], 3) == guess([4], [[4]], 3) == []
+    assert lookup(text, [], 3) == [9, 3, 4]  # 2 3 4 stood before; 3 4 alone did later
+    assert lookup(text[4:], [], 3) == [5, 2, 3]
+    assert lookup(text[8:], [[7, 4, 6, 6], [3, 4, 8]], 2) == [8]
+    assert lookup([1, 2, 1, 2, 1], [], 5) == [2, 1, 2, 1, 2]  # goes round
+    assert lookup(text, [[8, 8]], 0) == lookup([4], [], 3) == lookup([4], [[4]], 3) == []
 
 
 def test_right_guesses_spare_base_passes_and_wrong_ones_change_nothing(monkeypatch):
@@ -268,13 +268,13 @@ def test_right_guesses_spare_base_passes_and_wrong_ones_change_nothing(monkeypat
         base.lm_head.weight.zero_()  # every prediction is token 0
     (repeating,) = traces(model, [prompt], **options)
     many = len(forward)
-    monkeypatch.setattr(generation, "guess", lambda *_: [])
+    monkeypatch.setattr(generation, "lookup", lambda *_: [])
     forward.clear()
     (unguessed,) = traces(model, [prompt], **options)
     same(repeating, unguessed)
     assert repeating.end.drafted == unguessed.end.drafted == 54
     assert len(forward) == 60 and many < 20
-    monkeypatch.setattr(generation, "guess", lambda *_: [3, 3, 3])
+    monkeypatch.setattr(generation, "lookup", lambda *_: [3, 3, 3])
     (misled,) = traces(model, [prompt], **options)
     same(misled, unguessed)
     assert max(forward) > 1
@@ -284,7 +284,7 @@ def test_auto_drafts_more_where_more_is_accepted_and_less_where_rows_are_many():
     def drafts(agreed: float, passes=9, sequences=1, samples=1) -> int:
         pace = Pace("auto", passes, sequences, samples)
         for _ in range(20):
-            pace.learn(50, round(50 * agreed))
+            pace.count_accepted(50, round(50 * agreed))
         return pace.drafts()
 
     asked = [drafts(a) for a in (0.0, 0.5, 0.8, 0.9, 0.98, 1.0)]
@@ -293,7 +293,7 @@ def test_auto_drafts_more_where_more_is_accepted_and_less_where_rows_are_many():
     assert drafts(0.9, passes=2) < drafts(0.9, passes=20)
     spared = Pace("auto", 9, 1, 1)
     before = spared.drafts()
-    spared.spend(100, 40)
+    spared.count_passes(100, 40)
     assert spared.drafts() > before
     assert Pace(7, 9, 1, 1).drafts() == 7 and Pace(0, 9, 1, 1).drafts() == 0
 

@@ -11,7 +11,8 @@ import torch
 from quietstar import QuietStarError
 from quietstar.evals import statistics
 from quietstar.evals import thoughts as measuring
-from quietstar.evals.statistics import STRETCH, area_over, common, log_odds, overlap, repetition, similarity
+from quietstar.evals.measures import area_over, common, log_odds, measures, overlap, repetition, similarity
+from quietstar.evals.statistics import STRETCH
 from quietstar.events import End, Sample, Trace
 from quietstar.record.store import Store
 from recorded import start, thought, token, trace
@@ -112,7 +113,7 @@ def test_the_curve_of_early_answering():
 
 
 def test_every_measure_says_what_it_is():
-    for name, one in statistics.MEASURES.items():
+    for name, one in measures().items():
         assert one.name == name and one.label and one.formula and one.source
 
 
@@ -209,7 +210,7 @@ def test_several_samples_are_measured_each_for_itself(tiny):
 
 def test_runs_that_cannot_be_measured_are_refused(tiny):
     made = tiny.generate("the quick fox", **OPTIONS, control="filler").trace
-    with pytest.raises(QuietStarError, match="filler stood in their place"):
+    with pytest.raises(QuietStarError, match="replaced by the control filler"):
         measuring.measure(tiny, made)
     with pytest.raises(QuietStarError, match="another model or has other weights"):
         measuring.measure(tiny, trace())
@@ -243,13 +244,13 @@ def test_library_command_and_page_show_the_same_numbers(recorded, run):
     told = json.loads(out)
     library = [one.to_dict() for one in statistics.of_runs(store, first)]
     assert told["statistics"] == json.loads(json.dumps(library))
-    assert {one["name"] for one in library} == set(statistics.MEASURES)
+    assert {one["name"] for one in library} == set(measures())
     assert store.measured(first) == measuring.measure(model, store.trace(first))
     with serving(store, model) as served:
         page = served.get(f"/api/runs/{first}/statistics")
         assert page["statistics"] == told["statistics"] and page["early"] == told["early"] and not page["missing"]
         before = served.get(f"/api/runs/{second}/statistics")
-        assert {one["label"] for one in before["missing"]} == {m.label for m in statistics.MEASURES.values() if m.model}
+        assert {one["label"] for one in before["missing"]} == {m.label for m in measures().values() if m.model}
         frames = served.frames(f"/api/runs/{second}/measure", {})
         assert frames[-1][0] == "statistics" and not frames[-1][1]["missing"]
         at = store.trace(second).thoughts[1].position

@@ -319,3 +319,18 @@ def test_a_floor_keeps_the_weight_up_and_lets_the_gradient_through():
 def test_wrong_values_are_told(options, says):
     with pytest.raises(QuietStarError, match=says):
         StepConfig(**options)
+
+
+def test_empty_thoughts_train_the_mixing_of_the_markers_alone():
+    model, _ = thinking("llama")
+    ids, mask, _ = batch()
+    config = StepConfig(objective=CONSTANTS, thought_length=0, samples=P, chunk_mb=0.3)
+    loss, report = training_loss(model, ids, mask, config)
+    assert report.policy == 0.0 and report.rows == P * ((N - 1) + (N - 4))
+    loss.backward()
+    wanted = gradients(model)
+    assert wanted["markers.start"].any() and wanted["markers.end"].any()
+    again, _ = training_loss(model, ids, mask, config, recompute=True)
+    again.backward()
+    assert loss.item() == pytest.approx(again.item(), rel=1e-6)
+    same(gradients(model), wanted)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from quietstar import QuietStar, QuietStarError
 from quietstar.cli import train as cli
-from quietstar.training import data, live, trainer
+from quietstar.training import data, run_log, trainer
 from quietstar.training import recipe as recipes
 
 LINES = [
@@ -52,7 +52,7 @@ def recipe(model, texts, out, **more) -> recipes.Recipe:
 
 def lines(out) -> list[dict]:
     """The log without what depends on the clock."""
-    return [line for line in live.read(out) if "train_runtime" not in line]
+    return [line for line in run_log.read(out) if "train_runtime" not in line]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ti
 
     running._loss = broken
     with pytest.raises(
-        QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is whole"
+        QuietStarError, match=r"loss became nan at step 4 \(spans \[.*\]\); the checkpoint .*-2 is complete"
     ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tiny_folder, texts, tmp_pat
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
         QuietStarError,
-        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is whole",
+        match=r"checkpoint-4 could not be written to .*: no space left on the disk; the checkpoint .*-2 is complete",
     ):
         running.train()
     assert trainer.last_checkpoint(out) == str(out / "checkpoint-2")
@@ -469,6 +469,6 @@ def test_schedules_change_with_the_step():
 
 @pytest.mark.parametrize("damage", ["text", "none"])
 def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path, damage):
-    (tmp_path / live.LOG).write_text('{"step": 1, "loss": 2.0}\n' + ('{"step": 2, "lo' if damage == "text" else ""))
-    assert live.read(tmp_path) == [{"step": 1, "loss": 2.0}]
-    assert live.read(tmp_path / "absent") == []
+    (tmp_path / run_log.LOG).write_text('{"step": 1, "loss": 2.0}\n' + ('{"step": 2, "lo' if damage == "text" else ""))
+    assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert run_log.read(tmp_path / "absent") == []

@@ -1,10 +1,10 @@
-"""The event stream of thinking, and the trace it adds up to: one producer, many readers (terminal, file, notebook).
+"""The event stream of thinking, and the trace collected from it: one producer, many readers (terminal, file, notebook).
 
 Every event is a small dataclass with a `to_dict`; the keys of each frame are pinned by tests/test_trace.py under
-`SCHEMA_VERSION`. Knows tokens, texts and numbers; knows nothing about models or how anything is drawn.
+`SCHEMA_VERSION`. Knows tokens, texts and numbers; knows nothing about models or how anything is displayed.
 
 Order of events: one `start`, then for each emitted token an optional `thought` and a `token`, then an `end` each; one
-`noise` stands before the first thought of a run.
+`noise` precedes the first thought of a run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Choice:
 
 @dataclass
 class Sample:
-    """One thought as tokens, with the log-probability (nats) each had when thought, its text, and its own weight w.
+    """One thought as tokens, with the log-probability (nats) of each when sampled, its text, and its own weight w.
 
     `pieces` is the text token by token (joined it is `text`); "" where a token ends inside a character.
     """
@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass
 class Identity:
-    """Which weights spoke; hashes as `quietstar.engine.identity` makes them, "" where there is nothing to hash.
+    """Which weights generated; hashes as `quietstar.engine.identity` computes them, "" where there is nothing to hash.
 
     Args:
         revision, base_revision: commits of the model and of its base on their hub, where they came from one.
@@ -74,7 +74,7 @@ class Identity:
 
 @dataclass
 class Start(Event):
-    """What is asked of which model under which settings.
+    """The prompts, the model and the settings of a run.
 
     Args:
         schema: version of these frames. version: of this package. model, base: names; dtype, device: how it runs.
@@ -110,11 +110,11 @@ class ThoughtEvent(Event):
 
     Args:
         sequence: which prompt of a batch. position: index of the last visible token, counted from the prompt's first.
-        trigger: the rules that asked for the thought. control: what stood in the place of the own thought.
+        trigger: the rules that fired. control: which control the thought is, "own" for the model's own thought.
         samples: the thoughts. weight: mixing weight w, mean over samples.
         base, mixed, only: likeliest next tokens without, with and from only the thought, best first, at temperature 1.
-        flipped: whether the likeliest token changed. kl: KL(mixed || base) in nats. entropy: of the base, in nats.
-        base_logprob, mixed_logprob, only_logprob: of the token that was said, in nats, without, with and from only the
+        flipped: whether the likeliest word changed. kl: KL(mixed || base) in nats. entropy: of the base, in nats.
+        base_logprob, mixed_logprob, only_logprob: of the emitted token, in nats, without, with and from only the
             thought, at temperature 1; None in records of schema 2 and before.
     """
 
@@ -137,24 +137,24 @@ class ThoughtEvent(Event):
 
     @property
     def gain(self) -> float | None:
-        """What the thought gave the token that was said: its log-probability with it less that without it, nats."""
+        """Log-probability of the emitted token with the thought minus that without it, in nats."""
         if self.mixed_logprob is None or self.base_logprob is None:
             return None
         return self.mixed_logprob - self.base_logprob
 
     @property
     def surprise(self) -> float | None:
-        """How unlikely the token that was said was, with the thought: minus its log-probability, nats."""
+        """Minus the log-probability of the emitted token with the thought, in nats."""
         return None if self.mixed_logprob is None else -self.mixed_logprob
 
 
 @dataclass
 class NoiseFloor(Event):
-    """How far the numbers of a run move by rounding alone: what reading the same places in another batch shape changes.
+    """How much rounding alone changes the numbers of a run: the same places computed in another batch shape.
 
     Args:
-        places: how many places were read twice.
-        kl: nats; largest change of KL(mixed || base) between the two readings.
+        places: how many places were computed twice.
+        kl: nats; largest change of KL(mixed || base) between the two computations.
         logprob: nats; largest change of a log-probability of the likeliest tokens, without, with or from only a
             thought.
         weight: largest change of the mixing weight w.
@@ -188,8 +188,8 @@ class End(Event):
     """Why a sequence ended ("stop", "stop_string", "length", "context", "interrupted") and its whole text.
 
     Args:
-        tokens, thoughts: how many were emitted and thought. seconds: since the start.
-        drafted, accepted: tokens drafted ahead of their thoughts, and how many of them became the emitted token.
+        tokens, thoughts: how many there are. seconds: since the start.
+        drafted, accepted: tokens drafted ahead of their thoughts, and how many of them were accepted.
     """
 
     event: ClassVar[str] = "end"
@@ -210,7 +210,7 @@ class Trace:
 
     Args:
         start: the settings. sequence: which prompt of the batch this is.
-        thoughts: where the model thought. tokens: what it said. end: how it ended, None while running.
+        thoughts: where the model thought. tokens: what was emitted. end: how it ended, None while running.
         noise: what rounding alone changes in this run; None without thoughts, and in records of schema 3 and before.
     """
 
@@ -247,12 +247,12 @@ class Trace:
 
     @property
     def events(self) -> Iterator[Event]:
-        """The stream it adds up from: each thought before the token it helped to predict."""
+        """The stream it was collected from: each thought before the token it helped to predict."""
         yield self.start
-        told: list[ThoughtEvent | TokenEvent] = [*self.thoughts, *self.tokens]
+        thoughts_and_tokens: list[ThoughtEvent | TokenEvent] = [*self.thoughts, *self.tokens]
         noise = self.noise
         for event in sorted(
-            told, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1)
+            thoughts_and_tokens, key=lambda e: (e.position + 1, 0) if isinstance(e, ThoughtEvent) else (e.position, 1)
         ):
             if noise is not None and isinstance(event, ThoughtEvent):
                 yield noise
@@ -270,6 +270,7 @@ class Trace:
 
     @property
     def prompt_ids(self) -> list[int]:
+        """Token ids of this sequence's prompt."""
         return self.start.prompt_ids[self.sequence]
 
     @property
@@ -289,7 +290,7 @@ class Trace:
         return "".join(token.text for token in self.tokens if token.position <= position)
 
     def most_influential(self, count: int | None = None) -> list[ThoughtEvent]:
-        """Thoughts by how much they moved the prediction: KL(mixed || base), largest first.
+        """Thoughts by how much they changed the prediction: KL(mixed || base), largest first.
 
         Those for which `above_noise` is False come last: their order is that of rounding.
         """
@@ -299,22 +300,25 @@ class Trace:
         return ordered if count is None else ordered[:count]
 
     def above_noise(self, thought: ThoughtEvent) -> bool:
-        """Whether a thought moved the prediction by more than rounding does; True where no noise floor is known."""
+        """Whether a thought changed the prediction by more than rounding does; True where no noise floor is known."""
         return self.noise is None or thought.kl > self.noise.kl
 
     def changed(self, thought: ThoughtEvent) -> bool:
-        """Whether a thought changed which word is likeliest, by more than rounding."""
+        """Whether the likeliest word changed, by more than rounding."""
         return thought.flipped and self.above_noise(thought)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
         return {
-            "start": self.start.to_dict(), "sequence": self.sequence, "text": self.text, "ids": self.ids,
+            "start": self.start.to_dict(),
+            "sequence": self.sequence,
+            "text": self.text,
+            "ids": self.ids,
             "noise": None if self.noise is None else self.noise.to_dict(),
             "thoughts": [thought.to_dict() for thought in self.thoughts],
             "tokens": [token.to_dict() for token in self.tokens],
             "end": None if self.end is None else self.end.to_dict(),
-        }  # fmt: skip
+        }
 
     def to_pandas(self) -> Any:
         """A data frame with one row a thought."""
@@ -322,13 +326,22 @@ class Trace:
 
         return pd.DataFrame(
             {
-                "position": t.position, "context": self.context(t.position), "thought": t.samples[0].text,
-                "trigger": t.trigger, "control": t.control, "weight": t.weight, "without": t.base[0].text,
-                "with": t.mixed[0].text, "only": t.only[0].text, "flipped": t.flipped, "kl": t.kl, "entropy": t.entropy,
+                "position": t.position,
+                "context": self.context(t.position),
+                "thought": t.samples[0].text,
+                "trigger": t.trigger,
+                "control": t.control,
+                "weight": t.weight,
+                "without": t.base[0].text,
+                "with": t.mixed[0].text,
+                "only": t.only[0].text,
+                "flipped": t.flipped,
+                "kl": t.kl,
+                "entropy": t.entropy,
                 "gain": t.gain,
             }
             for t in self.thoughts
-        )  # fmt: skip
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: whatever was registered with `show_in_notebooks`, the plain text without it."""

@@ -20,7 +20,7 @@ from quietstar.errors import QuietStarError
 
 T = TypeVar("T")
 _SHOWN = 60  # characters of a wrong value that are shown
-LARGEST = 2**53  # of a whole number; what other programs read a JSON number as
+LARGEST = 2**53  # largest whole number that every reader of JSON keeps exactly
 
 
 def _as_tuple(value: Any) -> Any:
@@ -50,7 +50,7 @@ Schedule = Mapping[Whole, Whole]
 def checked(cls: type[T]) -> type[T]:
     """Let pydantic check every field of a frozen dataclass, without guessing types: "3" is no number.
 
-    A `ValueError` of the class's own `__post_init__` is told in the same way.
+    A `ValueError` of the class's own `__post_init__` is reported in the same way.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
     made: Any = validated(cls, config=config, frozen=True)  # type: ignore[call-overload]
@@ -61,7 +61,7 @@ def checked(cls: type[T]) -> type[T]:
         try:
             plain(self, *values, **named)
         except ValidationError as error:
-            raise QuietStarError(_told(error, made)) from None
+            raise QuietStarError(_message(error, made)) from None
 
     made.__init__ = init
     return typing.cast("type[T]", made)
@@ -79,7 +79,7 @@ def build(cls: type[T], raw: Mapping[str, Any], what: str = "key") -> T:
     try:
         return TypeAdapter(cls).validate_python(raw)
     except ValidationError as error:
-        raise QuietStarError(_told(error, cls, what)) from None
+        raise QuietStarError(_message(error, cls, what)) from None
 
 
 def key_names(cls: Any, prefix: str = "") -> list[str]:
@@ -107,16 +107,24 @@ def shown(value: Any) -> str:
 
 
 _WANTED = {
-    "int": "a whole number", "float": "a number", "string": "a text", "bool": "true or false",
-    "tuple": "a list of texts", "mapping": "keys and values", "dict": "keys and values", "finite": "a finite number",
-}  # fmt: skip
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a text",
+    "bool": "true or false",
+    "tuple": "a list of texts",
+    "mapping": "keys and values",
+    "dict": "keys and values",
+    "finite": "a finite number",
+}
 _BOUNDS = {
-    "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
-}  # fmt: skip
+}
 
 
-def _told(error: ValidationError, cls: Any, what: str = "key") -> str:
+def _message(error: ValidationError, cls: Any, what: str = "key") -> str:
     """The first thing that is wrong, in a line; unknown keys come first, since they explain the rest."""
     every = error.errors(include_url=False)
     first = next((one for one in every if one["type"] == "unexpected_keyword_argument"), every[0])

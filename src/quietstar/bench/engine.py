@@ -1,8 +1,8 @@
 """What thinking costs: ratios against plain transformers, measured in one process on one machine.
 
 Each pair is measured in turn (A B A B ...), so a machine whose speed drifts does not favour one side; the ratio is
-taken pair by pair and told as median with its smallest and largest value. Peak memory and start-up time belong to a
-whole process and are measured on fresh ones.
+taken pair by pair and reported as the median with the smallest and largest value. Peak memory and start-up time belong
+to a whole process and are measured in fresh ones.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(
 
     Args:
         name, dtype, device: how the fresh processes load the same model.
-        say: told what is being measured.
+        say: called with what is being measured.
     """
     if repeats < 1:
         raise QuietStarError(f"repeats must be at least 1, got {repeats}")
@@ -106,8 +106,11 @@ def run(
     with kept(bench), torch.inference_mode():
         ids = sample_ids(model, context)
         for title, make in (
-            ("generate", _generating), ("trigger never", _never), ("score", _scoring), ("resample", _resampling),
-        ):  # fmt: skip
+            ("generate", _generating),
+            ("trigger never", _never),
+            ("score", _scoring),
+            ("resample", _resampling),
+        ):
             say(f"measuring {title}")
             bench.ratios.append(pairs(*make(model, ids, thought_length), repeats))
         for length in MEMORY_LENGTHS if processes else ():
@@ -125,12 +128,19 @@ def machine_of(model: QuietStar, name: str) -> dict[str, Any]:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     weights = sum(p.numel() * p.element_size() for p in model.decoder_lm.parameters())
     return {
-        "model": name, "dtype": str(model.decoder_lm.dtype).removeprefix("torch."), "device": str(model.device),
+        "model": name,
+        "dtype": str(model.decoder_lm.dtype).removeprefix("torch."),
+        "device": str(model.device),
         "device_name": torch.cuda.get_device_name() if model.device.type == "cuda" else capabilities.get("cpu_name"),
-        "threads": torch.get_num_threads(), "weights_mb": round(weights / 1e6, 1), "system": platform.platform(),
-        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-        "quietstar": __version__, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "weights_mb": round(weights / 1e6, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "quietstar": __version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def sample_ids(model: QuietStar, length: int) -> Tensor:
@@ -159,9 +169,15 @@ def pairs(one: Side, other: Side, limit: float, repeats: int) -> Ratio:
     pairs = [(one[1](), other[1]()) for _ in range(repeats)]
     ratios = sorted(a / b for a, b in pairs)
     return Ratio(
-        what=one[0], seconds=median(a for a, _ in pairs), against=other[0], against_seconds=median(b for _, b in pairs),
-        ratio=median(ratios), lowest=ratios[0], highest=ratios[-1], limit=limit,
-    )  # fmt: skip
+        what=one[0],
+        seconds=median(a for a, _ in pairs),
+        against=other[0],
+        against_seconds=median(b for _, b in pairs),
+        ratio=median(ratios),
+        lowest=ratios[0],
+        highest=ratios[-1],
+        limit=limit,
+    )
 
 
 def _per_token(generate: Callable[[int], object], few: int, many: int) -> Callable[[], float]:
@@ -180,9 +196,13 @@ def plain_generate(model: QuietStar, ids: Tensor) -> Callable[[int], object]:
     def generate(count: int) -> object:
         with ordinary(model.decoder_lm) as base:
             return base.generate(  # type: ignore[operator]
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
                 pad_token_id=0,
-            )  # fmt: skip
+            )
 
     return generate
 

@@ -1,9 +1,9 @@
 """What generating with thoughts costs: plain generate, thinking one by one and speculatively, in one run.
 
 The three are measured in turn, on the same texts, as seconds a token behind a text that is already read; ratios are
-taken repeat by repeat and told as median with smallest and largest. How many drafts come true is told beside, because
-the speed of speculation hangs on it. The texts are the base model's own sampled answers: text of any length for any
-model, of four kinds, that is not one passage repeated (guesses would look too good).
+taken repeat by repeat and reported as the median with the smallest and largest. The share of drafted tokens accepted is
+reported with them, because the speed of speculation depends on it. The texts are the base model's own sampled answers:
+text of any length for any model, of four kinds, that is not one passage repeated (drafts would be accepted too often).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from quietstar.api import Generation, QuietStar
 from quietstar.bench.engine import clock, kept, machine_of, plain_generate, probe
-from quietstar.engine import sampling
-from quietstar.engine.model import UNEMBED_ROWS, Place, chunks
+from quietstar.engine import budgets, sampling
+from quietstar.engine.model import Place, chunks
 from quietstar.errors import QuietStarError
 from quietstar.events import Trace
 
@@ -30,7 +30,7 @@ OPENINGS = {
     "code": "Write a Python module with a stack, a queue and a binary tree, with tests for each.",
     "dialogue": "Write a long dialogue between a doctor and a patient who has a cold.",
 }
-_LAST_ANSWER = 32  # tokens of the answer that the measured generation goes on with
+_LAST_ANSWER = 32  # tokens of the answer that the measured generation continues with
 WEIGHTS = (0.05, 0.1, 0.25)  # fixed mixing weights at which the rules of acceptance are compared
 
 
@@ -134,7 +134,7 @@ def run(
         tokens: emitted tokens of each measurement. repeats: measurements of each, after one warm-up of all.
         speculate, mixing_weight, temperature: as in `GenerationSettings`; plain generate is always greedy.
         processes: measure peak memory too, in fresh processes that load `name` with `dtype` on `device`.
-        say: told what is being measured.
+        say: called with what is being measured.
     """
     for label, values in (("contexts", contexts), ("thought lengths", thought_lengths)):
         if not values:
@@ -149,9 +149,9 @@ def run(
     middle_context, middle_length = (sorted(x)[len(x) // 2] for x in (contexts, thought_lengths))
     options = dict(speculate=speculate, mixing_weight=mixing_weight, temperature=temperature)
     report = Report(
-        machine_of(model, name), options | {"tokens": tokens, "repeats": repeats, "context": middle_context,
-                                            "thought_length": middle_length},
-    )  # fmt: skip
+        machine_of(model, name),
+        options | {"tokens": tokens, "repeats": repeats, "context": middle_context, "thought_length": middle_length},
+    )
     cells = sorted({(c, middle_length) for c in contexts} | {(middle_context, t) for t in thought_lengths})
     with kept(report):
         say(f"writing texts of {max(contexts)} tokens")
@@ -183,8 +183,14 @@ def sample_texts(model: QuietStar, length: int) -> dict[str, list[int]]:
     texts: dict[str, list[int]] = {kind: [] for kind in OPENINGS}
     for seed in itertools.count():
         last = min(map(len, texts.values())) >= length
-        done = model.generate(prompts, max_new_tokens=_LAST_ANSWER if last else 256, trigger="never", seed=seed,
-                              temperature=0.8, top_p=0.95)  # fmt: skip
+        done = model.generate(
+            prompts,
+            max_new_tokens=_LAST_ANSWER if last else 256,
+            trigger="never",
+            seed=seed,
+            temperature=0.8,
+            top_p=0.95,
+        )
         for kind, one in zip(OPENINGS, done, strict=True):
             texts[kind] += one.trace.ids
         if last:
@@ -225,11 +231,20 @@ def _cell(
     parted, gap = _parting(one, other)
     plain, alone, ahead = (median(column) for column in zip(*times, strict=True))
     return Cell(
-        kind=kind, context=len(ids), thought_length=length, plain=plain, one_by_one=alone, speculative=ahead,
+        kind=kind,
+        context=len(ids),
+        thought_length=length,
+        plain=plain,
+        one_by_one=alone,
+        speculative=ahead,
         one_by_one_ratio=Spread.of([t[1] / t[0] for t in times]),
         speculative_ratio=Spread.of([t[2] / t[0] for t in times]),
-        tokens=len(other.tokens), drafted=other.end.drafted, accepted=other.end.accepted, parted=parted, gap=gap,
-    )  # fmt: skip
+        tokens=len(other.tokens),
+        drafted=other.end.drafted,
+        accepted=other.end.accepted,
+        parted=parted,
+        gap=gap,
+    )
 
 
 def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
@@ -248,18 +263,19 @@ def _parting(one: Trace, other: Trace) -> tuple[int | None, float | None]:
 
 
 def _row_cost(model: QuietStar, ids: list[int], length: int, repeats: int) -> Spread:
-    """What one more row adds to a pass of thinking, in passes over one row; `speculation.ROW_COST` stands for it."""
+    """What one more row adds to a pass of thinking, in passes over one row; `speculation.ROW_COST` is its value."""
     prefix, _ = model.read(torch.tensor([ids], device=model.device))
-    last = torch.arange(len(ids) - UNEMBED_ROWS, len(ids), device=model.device)
+    most = budgets.of(model.device).logit_rows
+    last = torch.arange(len(ids) - most, len(ids), device=model.device)
     zero = torch.zeros_like(last)
 
     def think(rows: int) -> float:
         place = Place(zero[-rows:], last[-rows:], zero[-rows:])
         return clock(lambda: model.think(prefix, place, length=length, temperature=0.0))
 
-    think(UNEMBED_ROWS)
-    pairs = [(think(1), think(UNEMBED_ROWS)) for _ in range(repeats)]
-    return Spread.of([(many / one - 1) / (UNEMBED_ROWS - 1) for one, many in pairs])
+    think(most)
+    pairs = [(think(1), think(most)) for _ in range(repeats)]
+    return Spread.of([(many / one - 1) / (most - 1) for one, many in pairs])
 
 
 def _throughput(
@@ -276,9 +292,11 @@ def _throughput(
     pairs = [(clock(lambda: model.generate(prompts, **settings)), clock(alone)) for _ in range(repeats)]
     made = tokens * len(prompts)
     return {
-        "prompts": len(prompts), "together": median(made / a for a, _ in pairs),
-        "alone": median(made / b for _, b in pairs), "ratio": asdict(Spread.of([b / a for a, b in pairs])),
-    }  # fmt: skip
+        "prompts": len(prompts),
+        "together": median(made / a for a, _ in pairs),
+        "alone": median(made / b for _, b in pairs),
+        "ratio": asdict(Spread.of([b / a for a, b in pairs])),
+    }
 
 
 def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) -> list[Coupling]:
@@ -291,7 +309,7 @@ def _couplings(model: QuietStar, kind: str, ids: list[int], places: int = 64) ->
     found = []
     for weight in WEIGHTS:
         rows: list[Tensor] = []
-        for r in chunks(len(position), UNEMBED_ROWS):
+        for r in chunks(len(position), budgets.of(model.device).logit_rows):
             base_MV = torch.softmax(model.logits(base_ME[r]), dim=-1).cpu().double()
             mixed_MV = model.predict(base_ME[r], thought.hidden[r], weight)[1].exp().cpu().double()
             greedy = (sampling.best(base_MV) == sampling.best(mixed_MV)).to(base_MV)

@@ -19,13 +19,13 @@ def plot(
     ] = None,
 ) -> None:
     """Draw losses, reward, mixing weight and held-out effects of training runs into a picture."""
-    from quietstar.training import curves, live
+    from quietstar.training import curves, run_log
 
     logs = {}
     for run in runs:
-        lines = live.read(run)
+        lines = run_log.read(run)
         if not lines:
-            raise QuietStarError(f"there is no log of a training run in {run} (a file {live.LOG} with lines)")
+            raise QuietStarError(f"there is no log of a training run in {run} (a file {run_log.LOG} with lines)")
         logs[Path(run).name] = lines
     target = Path(out) if out is not None else Path(runs[0]) / "curves.png"
     curves.draw(logs, target)

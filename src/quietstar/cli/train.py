@@ -17,7 +17,7 @@ from quietstar.cli import options
 from quietstar.errors import QuietStarError
 
 if TYPE_CHECKING:
-    from quietstar.training.live import Live
+    from quietstar.training.progress import ProgressDisplay
     from quietstar.training.recipe import Recipe
     from quietstar.training.trainer import ThoughtTrainer
 
@@ -71,18 +71,18 @@ def run(recipe: object, resume: bool, device: str | None, overwrite: bool = Fals
     options.quiet()
 
     from quietstar.training import folder
-    from quietstar.training.live import Live
+    from quietstar.training.progress import ProgressDisplay
     from quietstar.training.recipe import Recipe
 
     assert isinstance(recipe, Recipe)
     if resume and overwrite:
         raise QuietStarError("--resume goes on with a run and --overwrite removes it; give one of them")
-    out, live = Path(recipe.out), Live()
+    out, display = Path(recipe.out), ProgressDisplay()
     first = int(os.environ.get("RANK", "0")) == 0
     with folder.held(out) if first else contextlib.nullcontext():
-        start = folder.to_resume(out, live.say if first else lambda line: None) if resume else None
+        start = folder.to_resume(out, display.say if first else lambda line: None) if resume else None
         if resume and start is None and first:
-            live.say(f"no checkpoint had been saved yet in {out}; beginning with the first step")
+            display.say(f"no checkpoint had been saved yet in {out}; beginning with the first step")
         if overwrite and first:
             folder.empty(out)
         if not resume and first and (there := folder.occupied(out)):
@@ -91,43 +91,43 @@ def run(recipe: object, resume: bool, device: str | None, overwrite: bool = Fals
                 "--out, or remove it with --overwrite"
             )
         try:
-            _train(recipe, start, device, live)
+            _train(recipe, start, device, display)
         finally:
-            live.stop()
+            display.stop()
             _leave_the_group()
 
 
-def _train(recipe: Recipe, start: str | None, device: str | None, live: Live) -> None:
+def _train(recipe: Recipe, start: str | None, device: str | None, display: ProgressDisplay) -> None:
     from quietstar.training.folder import last_checkpoint
-    from quietstar.training.live import Log
+    from quietstar.training.run_log import Log
     from quietstar.training.trainer import ThoughtTrainer
 
-    trainer = ThoughtTrainer.from_recipe(recipe, device=device, callbacks=[live, Log(recipe.out)])
-    live.trainer = trainer
+    trainer = ThoughtTrainer.from_recipe(recipe, device=device, callbacks=[display, Log(recipe.out)])
+    display.trainer = trainer
     main = trainer.args.process_index == 0
     if main:
         for note in trainer.notes:
-            live.say(f"note: {note}")
-        live.say(
+            display.say(f"note: {note}")
+        display.say(
             f"{len(trainer.train_dataset)} spans of up to {recipe.data.length} tokens, "
             f"{sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6:.2f} million weights learn"
         )
-    with _stopped_by_signals(trainer, live.say if main else lambda line: None) as came:
+    with _stopped_by_signals(trainer, display.say if main else lambda line: None) as came:
         try:
             trainer.train(resume_from_checkpoint=start)
         except KeyboardInterrupt:
             last = last_checkpoint(recipe.out)
             if main:
-                live.say(f"stopped; {f'{last} is whole, go on from it' if last else 'begin anew'} with --resume")
+                display.say(f"stopped; {f'{last} is whole, go on from it' if last else 'begin anew'} with --resume")
             raise
         if trainer.stopped:
             if main:
                 step, steps = trainer.state.global_step, recipe.optimizer.steps
-                live.say(f"stopped after step {step} of {steps}; go on with the same command and --resume")
+                display.say(f"stopped after step {step} of {steps}; go on with the same command and --resume")
             raise typer.Exit(128 + came[0])
         if trainer.was_finished and trainer.has_final():
             if main:
-                live.say(f"{Path(recipe.out) / 'model'} is the finished model; nothing was changed")
+                display.say(f"{Path(recipe.out) / 'model'} is the finished model; nothing was changed")
             return
         saved = trainer.save_final()
     if main:

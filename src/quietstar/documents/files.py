@@ -1,6 +1,6 @@
-"""Files and tables: the rows that are in them, whatever form they have.
+"""Files and tables of any supported format, read as rows.
 
-What a file is, its content tells first: compression (gzip, bzip2, xz), Parquet, and JSON are known by their first
+The format is recognised by the content first: compression (gzip, bzip2, xz), Parquet, and JSON are known by their first
 characters; otherwise the ending decides between a table (.csv, .tsv) and plain text. Files are read a block at a time,
 pipes too. This module knows bytes, characters, columns and rows; which of them become documents is decided elsewhere.
 """
@@ -31,30 +31,45 @@ from quietstar.text import visible
 
 LARGEST = 1 << 28  # characters of one document, line or row: 256 Mi
 _BLOCK = 1 << 20
-_HEAD = 1 << 14  # bytes that tell what a file is
+_HEAD = 1 << 14  # bytes that the format of a file is recognised by
 _COLUMNS = 12  # columns named
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _PACKED_ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}
 _UNPACK: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
-_FOREIGN = {  # told by their first bytes, and not read
-    b"PK\x03\x04": "a zip archive", b"PK\x05\x06": "a zip archive", b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"ARROW1": "an Arrow file", b"SQLite format 3": "an SQLite database",
-    b"%PDF-": "a PDF", b"GGUF": "a GGUF model",
-}  # fmt: skip
+_FOREIGN = {  # recognised by their first bytes, and refused
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF-": "a PDF",
+    b"GGUF": "a GGUF model",
+}
 _MARKS = (  # byte order marks; UTF-32 first, its mark begins as that of UTF-16
-    (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
     (b"\xef\xbb\xbf", "utf-8-sig"),
-)  # fmt: skip
+)
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _ENDINGS = {*_KINDS, *_PACKED_ENDINGS, ".txt", ".md", ".zip", ".zst"}
 _JSON = re.compile(r'\s*(\[\s*)?\{\s*("([^"\\\n]|\\.)*"\s*:|\}\s*$)')  # an object, or a list of objects
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE = re.compile(r"[ \t\r\n]*")
-_TYPES = {list: "a list", dict: "an object", str: "a text", bool: "true or false", int: "a number", float: "a number",
-          bytes: "binary"}  # fmt: skip
+_TYPES = {
+    list: "a list",
+    dict: "an object",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    bytes: "binary",
+}
 
-Row = tuple[int, Any]  # its number in the source from 1, and a mapping of columns (or what stands in its place)
+Row = tuple[int, Any]  # its number in the source from 1, and a mapping of columns (or what the row has instead)
 
 
 class Broken(str):
@@ -111,7 +126,7 @@ def rows(source: Source, hub_split: str | None = None) -> Generator[Row, None, N
     if hub_split is not None and not _names_a_file(source.name):
         yield from _hub(source, hub_split)
         return
-    with _told(source.name), contextlib.ExitStack() as closing:
+    with _one_line(source.name), contextlib.ExitStack() as closing:
         opened = _open(source, closing)
         if opened.kind == "parquet":
             yield from _parquet(opened, source)
@@ -158,7 +173,7 @@ def listed(every: Sequence[Any]) -> str:
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+def _one_line(name: str) -> Iterator[None]:
     """A file that cannot be opened or is damaged is one line."""
     try:
         yield
@@ -383,7 +398,9 @@ def _array(values: _Values) -> Iterator[Row]:
             values.skip()
             following = ""
         elif following != "]":
-            raise QuietStarError(f"{values.source}: the array does not go on or end after row {number}; is it whole?")
+            raise QuietStarError(
+                f"{values.source}: the array neither continues nor ends after row {number}; is the file complete?"
+            )
     values.skip()
     if values.next():
         raise QuietStarError(f"{values.source}: there is more after the end of the array (row {number})")
@@ -429,7 +446,7 @@ class _Values:
                         f"{self.source}: row {number} is no JSON, or longer than {LARGEST:,} characters"
                     ) from error
                 if not self._more():
-                    raise QuietStarError(f"{self.source}: row {number} is not JSON; is the file whole?") from error
+                    raise QuietStarError(f"{self.source}: row {number} is not JSON; is the file complete?") from error
 
     def _more(self) -> bool:
         left = self._buffer[self._at :]
@@ -479,12 +496,12 @@ def _parquet(opened: _Opened, source: Source) -> Iterator[Row]:
     number = 0
     try:
         with tempfile.TemporaryFile() as spooled:
-            whole: Any = opened.path
-            if whole is None:  # Parquet is read from its end, which pipes and packed files do not have
+            target: Any = opened.path
+            if target is None:  # Parquet is read from its end, which pipes and packed files do not have
                 shutil.copyfileobj(opened.file, spooled, _BLOCK)
                 spooled.seek(0)
-                whole = spooled
-            with parquet.ParquetFile(whole) as table:
+                target = spooled
+            with parquet.ParquetFile(target) as table:
                 schema = table.schema_arrow
                 source.need(schema.names)
                 wanted = list(schema.names)
@@ -509,8 +526,9 @@ def _check_text(kind: Any, names: Sequence[str], source: Source) -> None:
     import pyarrow as pa
 
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not any(is_text(plain) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null,
-                                              getattr(pa.types, "is_string_view", pa.types.is_string))):  # fmt: skip
+    is_view = getattr(pa.types, "is_string_view", pa.types.is_string)  # pyarrow 16 and newer
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null, is_view)
+    if not any(test(plain) for test in tests):
         raise QuietStarError(
             f"{source.name}: column {source.text!r} is {kind}, not text (columns: {listed_columns(names)}); set "
             f"{source.option.format('field')}"

@@ -2,10 +2,10 @@
 
 A plain text is one document, or several where it is cut by a regular expression; of everything else each row is one
 document, its text in one named column. A row without a text is left out and counted, a broken one refuses the file
-unless it is to be skipped, and whatever was left out, or read in another way than the file's name says, is told in
+unless it is to be skipped, and whatever was left out, or read in another way than the file's name says, is reported in
 `Found.notes`.
 
-This module knows rows and texts; it knows nothing about file formats (`datafiles` does), models or training.
+This module knows rows and texts; it knows nothing about file formats (`documents.files` does), models or training.
 """
 
 from __future__ import annotations
@@ -162,20 +162,20 @@ class _Choice:
                 raise self.source.missing(column, list(self._columns))
         notes = list(self.source.notes)
         if self._broken.count:
-            told = f"{name}: {counted(self._broken.count, f'broken {unit}')}: {self._broken}"
+            line = f"{name}: {counted(self._broken.count, f'broken {unit}')}: {self._broken}"
             if self.rules.broken == "refuse":
-                raise QuietStarError(f"{told}; mend them, or leave them out with {option.format('broken')} skip")
-            notes.append(f"{told}; left out")
+                raise QuietStarError(f"{line}; fix them, or skip them with {option.format('broken')} skip")
+            notes.append(f"{line}; left out")
         if self.rules.only and self._rows:
-            told = f"{name}: {option.format('only')} keeps {self._rows - self._unlike} of {counted(self._rows, unit)}"
+            line = f"{name}: {option.format('only')} keeps {self._rows - self._unlike} of {counted(self._rows, unit)}"
             for column in self.rules.only:
                 if self._lacking[column]:
-                    told += f"; {counted(self._lacking[column], unit)} without {column!r}"
+                    line += f"; {counted(self._lacking[column], unit)} without {column!r}"
             there = ", ".join(f"{value!r:.60} ({count})" for value, count in self._values.most_common(5))
-            notes.append(told + (f"; left out: {there}" if there else ""))
+            notes.append(line + (f"; left out: {there}" if there else ""))
         if left := sum(at.count for at in self._left.values()):
-            told = ", ".join(f"{at.count} {what} ({unit} {at})" for what, at in self._left.items() if at.count)
-            notes.append(f"{name}: {left} of {counted(self._rows, unit)} left out: {told}")
+            line = ", ".join(f"{at.count} {what} ({unit} {at})" for what, at in self._left.items() if at.count)
+            notes.append(f"{name}: {left} of {counted(self._rows, unit)} left out: {line}")
         for what, at in self._odd.items():
             if at.count:
                 notes.append(f"{name}: {counted(at.count, unit)} with {what}, kept ({unit} {at})")

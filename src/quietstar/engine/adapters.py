@@ -46,7 +46,7 @@ _OUTSIDE = {
 
 
 def plain_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(name, module) of the base model as if no adapter were in it: wrapped layers stand for themselves."""
+    """(name, module) of the base model as if it had no adapter: each wrapped layer under its own name."""
     while (within := _wrapped(module)) is not None:
         module = within
     yield prefix, module
@@ -134,7 +134,7 @@ def check_usable(base: Any, inner: PreTrainedModel) -> None:
             kind, reason = "aLoRA", "it looks for its invocation tokens in the whole text, which rows do not see"
         if reason:
             raise UnsupportedModel(
-                f"adapter {name!r} of type {kind} cannot be served: {reason}; use an adapter of the weights, such as "
+                f"adapter {name!r} of type {kind} is not supported: {reason}; use an adapter of the weights, such as "
                 "LoRA"
             )
 

@@ -1,4 +1,4 @@
-"""Products with half-precision weights in fp32: what bf16 or fp16 hidden states and weights say, to the last digit.
+"""Products with half-precision weights in fp32: the exact logits of bf16 or fp16 hidden states and weights.
 
 A bf16 product rounds its result to 8 bits, for logits of 16 to steps of 0.125 nats: coarser than most thoughts. The
 weights are read a block of rows at a time and computed with in fp32, so no second copy of them is kept that could
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 512  # rows of the weights that are fp32 at once; few enough to stay in the cache
+from quietstar.engine import budgets
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,8 +30,9 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     wide = hidden.float()
     out = wide.new_empty(len(hidden), len(weight))
-    for start in range(0, len(weight), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    size = budgets.of(weight.device).weight_rows
+    for start in range(0, len(weight), size):
+        part = slice(start, start + size)
         torch.mm(wide, weight[part].float().t(), out=out[:, part])
     return out
 

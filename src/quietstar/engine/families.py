@@ -1,7 +1,8 @@
 """Every difference between model families that the rows attention does not already take from the model itself.
 
-What the model tells on its own (grouped heads, scaling, windows, soft-capped attention, sinks, positions) is read from
-its calls in `rows`. Left over are: how a hidden state becomes logits, how long a text may be, and who is refused.
+What the model passes to its attention function (grouped heads, scaling, windows, soft-capped attention, sinks,
+positions) is read in `rows`. Left over are: how a hidden state becomes logits, how long a text may be, and which models
+are refused.
 Every model is tried once on a short text when it is wrapped: its weights and logits must be finite, what it predicts
 must not depend on later tokens, and rows must give what its own forward gives (left out in 16 bits for a family in
 `VERIFIED`, whose experts rounding may exchange).
@@ -43,7 +44,7 @@ VERIFIED = frozenset(
     ]
 )
 
-# Refused before anything is run, with the reason a person reads.
+# Refused before anything is run, with the reason for the message.
 REFUSED = {
     "bloom": "its ALiBi position bias is built inside the model and rows cannot shift it",
     "mpt": "its ALiBi position bias is built inside the model and rows cannot shift it",
@@ -126,10 +127,10 @@ def shaped(model: PreTrainedModel, logits: Tensor) -> Tensor:
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """Most positions the model can tell apart (visible text and thought together), or None where it names none.
+    """The largest number of positions (visible text and thought together); None where the model states none.
 
     Rotary scalings that change all frequencies once a text is long ("dynamic", "longrope") would make states computed
-    earlier stale, so such models are served up to the length they were first trained on.
+    earlier stale, so such models are supported up to the length they were first trained on.
     """
     config = text_config(model)
     limit: int | None = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
@@ -144,18 +145,18 @@ def context_limit(model: PreTrainedModel) -> int | None:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Make `model` able to serve rows, or refuse it; a refused model keeps the attention it came with.
+    """Prepare `model` to run rows, or refuse it; a refused model keeps its own attention function.
 
     Raises:
-        UnsupportedModel: the family cannot be served; the message says why.
+        UnsupportedModel: the family is not supported; the message gives the reason.
         QuietStarError: its weights or logits are not finite, or its own forward fails.
     """
     config = text_config(model)
     family = config.model_type
     if family in REFUSED:
-        raise UnsupportedModel(f"model type {family!r} cannot be served: {REFUSED[family]}")
+        raise UnsupportedModel(f"model type {family!r} is not supported: {REFUSED[family]}")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModel(f"model type {family!r} cannot be served: it is an encoder-decoder, not a causal LM")
+        raise UnsupportedModel(f"model type {family!r} is not supported: it is an encoder-decoder, not a causal LM")
     if model.get_output_embeddings() is None:
         raise UnsupportedModel(
             f"{type(model).__name__} has no output embeddings to predict tokens with; load the model for causal LM"
@@ -163,17 +164,17 @@ def prepare(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if recurrent := {kind for kind in kinds if "attention" not in kind or "linear" in kind}:
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: it has {', '.join(sorted(recurrent))} layers, whose state rows "
+            f"model type {family!r} is not supported: it has {', '.join(sorted(recurrent))} layers, whose state rows "
             "cannot share"
         )
     if getattr(model, "_is_stateful", False):
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: some of its layers keep a recurrent state, which rows cannot "
+            f"model type {family!r} is not supported: some of its layers keep a recurrent state, which rows cannot "
             "share"
         )
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModel(
-            f"model type {family!r} cannot be served: this version of transformers computes its attention inside the "
+            f"model type {family!r} is not supported: this version of transformers computes its attention inside the "
             "model file, out of reach of a registered attention function"
         )
     _refuse_broken_weights(model)
@@ -201,9 +202,9 @@ def compare_with_itself(model: PreTrainedModel, what: str, whole: Any = None) ->
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose own vocabulary passes the embeddings; say so where only added tokens do.
+    """Refuse a tokenizer whose own vocabulary exceeds the embeddings; warn where only added tokens do.
 
-    Those are often never used (a padding token), so the model is served, and a text with one of them refused.
+    Those are often never used (a padding token), so the model is accepted, and a text with one of them refused.
     """
     rows = int(model.get_input_embeddings().weight.shape[0])
     vocabulary = tokenizer.get_vocab()
@@ -235,7 +236,7 @@ def _refuse_broken_weights(model: PreTrainedModel) -> None:
 
 
 def _try(model: PreTrainedModel, named: str, compared: bool, whole: Any = None) -> None:
-    """Read a short text: finite, blind to the future and, for a family nobody compared, the same by rows.
+    """Run a short text: the logits must be finite, causal and, for a family not in `VERIFIED`, the same by rows.
 
     In 16 bits rounding alone can send a token to another expert; what fails on one text is tried on a second.
     """
@@ -269,13 +270,13 @@ def _refuse_infinite(logits: Tensor, dtype: torch.dtype) -> None:
 
 
 def _refuse_future(named: str, logits: Tensor, tolerance: float) -> UnsupportedModel | None:
-    """What is wrong where two texts that differ from token 8 on are told apart before it; logits (2, 12, V)."""
+    """The error if the logits of two texts that differ from token 8 on differ earlier, else None; (2, 12, V)."""
     moved = ((logits[0, :8] - logits[1, :8]).abs().max() / logits.abs().max().clamp_min(1e-6)).item()
     if moved < tolerance / 2:
         return None
     return UnsupportedModel(
-        f"{named} cannot be served as it is configured: it reads the future (other later tokens move the "
-        f"predictions before them by {moved:.1e} of the largest logit), so it is no causal LM"
+        f"{named} is not supported as it is configured: later tokens change the predictions before them (by "
+        f"{moved:.1e} of the largest logit), so it is not a causal LM"
     )
 
 
@@ -301,7 +302,7 @@ def _refuse_other_arithmetic(
     total = getattr(text_config(model), "num_hidden_layers", layers)
     if layers < total:
         return UnsupportedModel(
-            f"{named} cannot be served: rows reach the attention of {layers} of its {total} layers only"
+            f"{named} is not supported: rows reach the attention of {layers} of its {total} layers only"
         )
     found = torch.cat([by_prefix, by_rows[0], by_rows[1]])
     _refuse_infinite(found, embeds.dtype)
@@ -310,21 +311,21 @@ def _refuse_other_arithmetic(
     if error < tolerance:
         return None
     return UnsupportedModel(
-        f"{named} cannot be served: its rows differ from its own forward by {error:.1e} of the "
+        f"{named} is not supported: its rows differ from its own forward by {error:.1e} of the "
         f"largest logit (at most {tolerance:.0e} is rounding)"
     )
 
 
 @contextlib.contextmanager
 def _foreign(named: str, what: str) -> Iterator[None]:
-    """Around a model file nobody tried here: whatever it raises is a reason to refuse the model."""
+    """Run code of an untested model file: whatever it raises is a reason to refuse the model."""
     try:
         yield
     except (QuietStarError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if "allocate memory" in str(error):  # how torch says it on a CPU
+        if "allocate memory" in str(error):  # torch's message on a CPU
             raise
         raise UnsupportedModel(
-            f"{named} cannot be served: {what} ({type(error).__name__}: {first_line(error)})"
+            f"{named} is not supported: {what} ({type(error).__name__}: {first_line(error)})"
         ) from error

@@ -3,7 +3,7 @@
 A hash covers every bit of every parameter and persistent buffer, as fp32 values: the same weights have the same hash
 on any device and in any precision that holds them exactly. A tensor is read as a table of 4096 columns, and the sums of
 its rows and of its columns (whole numbers, modulo 2^32) are hashed: one changed value always changes two sums, and the
-reading runs at the memory's speed where the tensor lies. Knows tensors and their names; knows nothing about files.
+reading runs at the memory bandwidth of the tensor's device. Knows tensors and their names; knows nothing about files.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _sums(part: Tensor) -> Iterable[np.ndarray]:
 
 
 def identify(model: ThinkingModel, version: int = 2) -> Identity:
-    """What the record keeps to tell this model from every other, as it is now (not as it was loaded)."""
+    """The hashes and revisions that identify this model in the record, as it is now (not as it was loaded)."""
     parts = ["markers"] if model.head.untrained else ["markers", "head"]  # its random layers are multiplied by zero
     trained = {f"{part}.{key}": value for part in parts for key, value in getattr(model, part).named_parameters()}
     base, inner = model.base, model.decoder_lm
@@ -97,10 +97,13 @@ def identify(model: ThinkingModel, version: int = 2) -> Identity:
     if version == 1:
         lora = {key: value for key, value in base.named_parameters() if "lora_" in key} if adapted else {}
         return Identity(
-            revision=model.revision, base_revision=model.config.base_revision, base_hash=fingerprint_1(inner),
-            head_hash=_digest_1(trained, torch.float32), adapter="+".join(active),
+            revision=model.revision,
+            base_revision=model.config.base_revision,
+            base_hash=fingerprint_1(inner),
+            head_hash=_digest_1(trained, torch.float32),
+            adapter="+".join(active),
             adapter_hash=_digest_1(lora, torch.float32) if lora else "",
-        )  # fmt: skip
+        )
     own = {name: digest(value) for name, value in adapters.own_tensors(base, inner).items()}
     if own:
         own["active"] = repr((active, [getattr(m, "_disable_adapters", None) for m in inner.modules()])).encode()
@@ -115,11 +118,13 @@ def identify(model: ThinkingModel, version: int = 2) -> Identity:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed a run."""
+    """Versions of the software that computes a run."""
     return {
-        "quietstar": __version__, "python": platform.python_version(), "torch": str(torch.__version__),
+        "quietstar": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-    }  # fmt: skip
+    }
 
 
 # -- version 1: folders and records written before ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How much memory work will need and how much there is: refused in one line before it begins, not killed in the middle.
+"""Estimates how much memory work needs and how much there is, so that it is refused before it begins, not killed.
 
 Estimates are upper bounds of the large parts (key/value states, logits of the vocabulary, what is kept of each thought)
 and leave out what every run needs. Knows counts and bytes; knows nothing about what is computed.
@@ -113,15 +113,15 @@ def thinking(
     per_token = 2 * layers * states * size * item
     longest = max(lengths)
     text = len(lengths) * longest * (2 * per_token + 12 * width * item) + len(lengths) * longest * longest
-    alive = max(samples, min(rows, 256))
+    alive = max(samples, min(rows, model.budget.most_rows))
     thoughts = alive * ((length + 2) * per_token + heads * (longest + length) * 8 + 8 * width * item)
-    logits = max(samples, min(rows, 32)) * model.vocabulary * _LOGITS
+    logits = max(samples, min(rows, model.budget.logit_rows)) * model.vocabulary * _LOGITS
     have = None
     if model.device.type == "cuda":
         have = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device)
         have -= torch.cuda.memory_allocated(model.device)
     need = text + thoughts + logits + rows * (width * item + kept + 24)
-    what = f"{rows} thoughts of {length} tokens behind {sum(lengths)} tokens of text"
+    what = f"{rows} thoughts of {length} tokens after {sum(lengths)} tokens of text"
     check(int(need), what, advice, have)
 
 
@@ -133,7 +133,7 @@ def _size(count: int) -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has had so far: of the device on CUDA, of the whole process elsewhere."""
+    """Peak memory of this process so far, in bytes: of the device on CUDA, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")  # where there is one: getrusage may count the parent's peak

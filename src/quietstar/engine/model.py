@@ -8,7 +8,7 @@ E hidden size · V vocabulary. Position i is the place after token i; what happe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from quietstar.engine import families
+from quietstar.engine import budgets, families
+from quietstar.engine.budgets import Budget
 from quietstar.engine.mixing import Markers, MixingHead, mix
 from quietstar.engine.rows import Prefix, Rows
 from quietstar.engine.sampling import THOUGHT, ban, choose, uniforms
 from quietstar.errors import QuietStarError
-
-UNEMBED_ROWS = 32  # rows of full-vocabulary logits alive at once; small, so that they stay in the cache
 
 
 class QuietStarConfig(PretrainedConfig):
@@ -39,7 +38,7 @@ class QuietStarConfig(PretrainedConfig):
         adapters: their "names", which are "active", and whether they are switched "off".
         hidden_size: E of the base.
         thought_length: T, sampled tokens of a thought unless a call says otherwise (markers not counted).
-        marker_ids: vocabulary rows that stand for the markers in checkpoints that reserve some; never sampled or
+        marker_ids: vocabulary rows reserved for the markers, in checkpoints that reserve some; never sampled or
             predicted, and what the `marker` trigger looks for.
         filler_id: token that the `filler` control repeats.
         weight_floor: w is never below this; 0 is no floor.
@@ -112,6 +111,25 @@ class Thought:
     logprobs: Tensor
     hidden: Tensor
 
+    def __getitem__(self, rows: slice | Tensor) -> Thought:
+        return Thought(self.tokens[rows], self.logprobs[rows], self.hidden[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Thought]) -> Thought:
+        """The rows of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.logprobs for part in parts]),
+            torch.cat([part.hidden for part in parts]),
+        )
+
+    def split(self, counts: list[int]) -> list[Thought]:
+        """Parts of so many rows each."""
+        columns = self.tokens.split(counts), self.logprobs.split(counts), self.hidden.split(counts)
+        return [Thought(*part) for part in zip(*columns, strict=True)]
+
 
 class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     """A base model that can think. Build it with `QuietStar.from_base` or `QuietStar.from_pretrained`."""
@@ -145,6 +163,11 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         """The base causal LM itself, adapters (if any) inside it."""
         return _unwrapped(self.base)
 
+    @property
+    def budget(self) -> Budget:
+        """How much is computed at once on this model's device."""
+        return budgets.of(self.device)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, (..., E)."""
         embeddings: Tensor = self.decoder_lm.get_input_embeddings()(ids)
@@ -158,7 +181,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         """What the output layer gives in fp32, (..., V), before the family's scaling and soft-cap; see `logprobs`.
 
         Raises:
-            QuietStarError: a product is not finite; `position` (...) says where.
+            QuietStarError: a product is not finite; the message names its `position` (...).
         """
         found = families.products(self.decoder_lm, hidden)
         self.check_finite(found, "logits", position)
@@ -169,7 +192,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return torch.log_softmax(ban(families.shaped(self.decoder_lm, products), self.config.marker_ids), dim=-1)
 
     def check_finite(self, values: Tensor, what: str, position: Tensor | None = None) -> None:
-        """Refuse numbers (..., n) that no prediction can be made from; `position` (...) says where they stand.
+        """Refuse numbers (..., n) that no prediction can be made from; `position` (...) is theirs, for the message.
 
         Raises:
             QuietStarError: nan or infinity among them.
@@ -193,10 +216,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def context_limit(self) -> int | None:
+        """The largest number of tokens of text and thought together; None where the base model states none."""
         return families.context_limit(self.decoder_lm)
 
     @property
     def vocabulary(self) -> int:
+        """V, the number of rows of the output layer."""
         return int(self.decoder_lm.get_output_embeddings().weight.shape[0])
 
     @property
@@ -211,7 +236,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         return 0
 
     def check_fits(self, tokens: int, thought_length: int, what: str = "text") -> None:
-        """Refuse what the base model's positions cannot hold: the text, and a thought with its markers behind it."""
+        """Refuse a text that, with a thought and its markers after it, exceeds the base model's context."""
         limit = self.context_limit
         needed = tokens + thought_length + 2
         if limit is not None and needed > limit:
@@ -256,12 +281,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             temperature: of the thought tokens; 0 is greedy.
             seed: randomness; each draw depends on the seed and its place alone.
             tokens: thought tokens (R, T) to think instead of sampling; then one pass serves the whole thought.
-            names: (B,) what stands for each sequence in the random numbers; its index in the batch when left out.
+            names: (B,) the key of each sequence in the random numbers; its index in the batch when left out.
             close: False leaves out the end marker, for callers who want the tokens only; `hidden` is then of no use.
         """
         if tokens is not None:
             return self._rethink(prefix, place, tokens)
-        # the start marker says the same to all samples of a place: run it once for each and share its states
+        # the start marker gives the same states for all samples of a place: run it once for each place and share them
         places_2U, row_of_R = torch.stack([place.sequence, place.position]).unique_consecutive(
             dim=1, return_inverse=True
         )
@@ -298,7 +323,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
         rows = Rows(prefix, place.sequence, place.position + 1)
         hidden_RLE = rows.extend(self.wrapped(tokens))
         logprobs = torch.zeros(tokens.shape, device=tokens.device)
-        for r in chunks(len(place), UNEMBED_ROWS // max(1, tokens.shape[1]) + 1):
+        for r in chunks(len(place), self.budget.logit_rows // max(1, tokens.shape[1]) + 1):
             if tokens.shape[1]:
                 all_logprobs = torch.log_softmax(self.logits(hidden_RLE[r, :-2]), dim=-1)
                 logprobs[r] = all_logprobs.gather(-1, tokens[r, :, None])[..., 0]
@@ -313,11 +338,12 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     def _choose(
         self, hidden: Tensor, uniform: Tensor | None, temperature: float, position: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Choose a token a row from hidden states (R, E); ids and their log-probabilities, (R,) each."""
         parts = []
-        for r in chunks(hidden.shape[0], 4 * UNEMBED_ROWS):  # one product ...
+        for r in chunks(hidden.shape[0], self.budget.product_rows):  # one product ...
             products_RV = self.products(hidden[r], position[r])
             uniform_R = None if uniform is None else uniform[r]
-            for q in chunks(products_RV.shape[0], UNEMBED_ROWS):  # ... and the rest in smaller parts
+            for q in chunks(products_RV.shape[0], self.budget.logit_rows):  # ... and the rest in smaller parts
                 logits = ban(families.shaped(self.decoder_lm, products_RV[q]), self.config.marker_ids)
                 parts.append(choose(logits, None if uniform_R is None else uniform_R[q], temperature))
         return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
@@ -347,7 +373,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What R thoughts make of the next token, in fp32.
 
-        A product with the output layer is linear, so states are mixed behind it: w (thought - base) is added to the
+        A product with the output layer is linear, so predictions are mixed after it: w (thought - base) is added to the
         base's products, and a small difference is not lost between two large roundings.
 
         Args:
@@ -387,7 +413,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
 
         Args:
             prefix: the visible text. place: where the R rows stand; thoughts: their tokens (R, T).
-            ids: visible tokens (B, N), from which the A - 1 tokens after each position are teacher-forced behind the
+            ids: visible tokens (B, N), from which the A - 1 tokens after each position are teacher-forced after the
                 end marker (A is `lookahead`).
             hide_near: how many of the last visible tokens the end marker and what follows cannot see.
 
@@ -410,7 +436,7 @@ class ThinkingModel(PreTrainedModel):  # type: ignore[misc]
             ids: visible tokens (B, N), real ones first.
             mask: True at real tokens (B, N).
             thoughts: thought tokens (B, N, P, T).
-            lookahead: A; the A - 1 tokens after position i are teacher-forced behind the end marker.
+            lookahead: A; the A - 1 tokens after position i are teacher-forced after the end marker.
 
         Returns:
             base hidden states (B, N, E) and row hidden states (B, N, P, T + 1 + A, E), see `ahead`.

@@ -1,9 +1,9 @@
-"""The noise floor: how far predictions move when the very same places are read again in another batch shape.
+"""The noise floor: how much predictions change when the same places are computed again in another batch shape.
 
-Sums of other shapes are added up in another order, and in bf16 each result is rounded; a deep model makes visible
-differences of that. What a thought changes by less than that cannot be told from no change. Given thoughts are used,
-so that it costs four passes over few rows and no sampling, and is the same for every way to run the same text.
-Knows the model; knows nothing about events' places in a stream, or what is drawn.
+In another shape sums are added in another order, and in bf16 each result is rounded; a deep model amplifies this to
+visible differences. A change by a thought that is smaller cannot be distinguished from no change. Given thoughts are
+used, so that it costs four passes over few rows and no sampling, and is the same however the same text is run.
+Knows the model; knows nothing about the order of events, or how they are displayed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOP = 5  # likeliest tokens whose log-probabilities count
 def spread(lengths: list[int]) -> tuple[list[int], list[int]]:
     """At most `PLACES` places, sequence and position of each, evenly over texts of so many tokens, their last ones too.
 
-    Where a text is long enough, `_TEXT` tokens stand behind its first token up to each place.
+    Where a text is long enough, there are `_TEXT` tokens after its first token up to each place.
     """
     sequence: list[int] = []
     position: list[int] = []
@@ -47,7 +47,7 @@ def measure(
     length: int,
     weight: float | None = None,
 ) -> NoiseFloor:
-    """Read places twice, with the tokens before each as its thought, and tell the largest differences.
+    """Compute places twice, with the tokens before each as its thought; the largest differences.
 
     Args:
         prefix: the visible text, read. places: which, as `spread` gives them.
@@ -90,8 +90,8 @@ def _again(
 ) -> tuple[Tensor, Tensor]:
     """Hidden states (Q, E) at the places and at the end of their thoughts, read in other pieces.
 
-    The last tokens of the text are read again for each place, behind what stands before them, and the thought behind
-    them in two passes.
+    The last tokens of the text are run again for each place over the states of those before them, and then the thought
+    in two passes.
     """
     seen = min(_TEXT, int(position.min()) + 1)
     rows = Rows(prefix, sequence, position + 1 - seen, capacity=seen + tokens.shape[1] + 2)

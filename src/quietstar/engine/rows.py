@@ -7,8 +7,8 @@ runs over [prefix up to the position | own tokens so far]; no prefix state is co
 This module knows token embeddings, hidden states and attention. It knows nothing about thoughts, markers, mixing,
 sampling or text. No model file is patched: the attention function is registered with `transformers`, and each call
 of the decoder carries a `Pass` through the keyword arguments that `transformers` hands down to the attention.
-Which keys a layer may see is asked of the model's own mask definition (causal, sliding window, chunked, ...) at true
-positions, so windows are honoured without a word about any family here.
+Which keys a layer may see is decided by the model's own mask definition (causal, sliding window, chunked, ...) at true
+positions, so windows are honoured without code for any family here.
 
 One pass of the decoder, top down: `Prefix.extend` or `Rows.extend` makes a `Pass` and runs the decoder under it
 (`_run`); each layer calls the registered attention function (`_attention`), which finds the `Pass` among its keyword
@@ -39,6 +39,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from quietstar.engine import budgets
 from quietstar.errors import QuietStarError, UnsupportedModel
 
 _NAME = "quietstar_rows_over_"
@@ -59,12 +60,11 @@ _HARMLESS_KEYWORDS = {
     "logits_to_keep",
     "num_items_in_batch",
 }
-_CAPACITY_STEP = 256  # the prefix's buffers grow by so many tokens at a time, so that a token rarely moves them
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """A layer's own rule for which keys a query sees, taken from the model; stands where its mask tensor would."""
+    """A layer's own rule for which keys a query sees, taken from the model; passed in place of a mask tensor."""
 
     rule: Callable[..., Tensor]
 
@@ -100,7 +100,7 @@ class States:
         return self.key[:, :, :length], self.value[:, :, :length]
 
     def append(self, key: Tensor, value: Tensor, starts: Tensor | int, capacity: int) -> None:
-        """Write L new states behind `starts` (one length for all, or one per sequence), growing to `capacity`."""
+        """Write L new states at `starts` (one length for all, or one per sequence), growing to `capacity`."""
         if self.key is None or self.value is None:
             self.key, self.value = key, value
             return
@@ -131,7 +131,7 @@ class States:
 
 @dataclass
 class Pass:
-    """One call of the decoder: who is asking (prefix or rows), and at which positions. Handed to every layer."""
+    """One call of the decoder: for a prefix or for rows, and at which positions. Handed to every layer."""
 
     position_BL: Tensor
     attend: Callable[..., Tensor]
@@ -150,7 +150,7 @@ _current_pass: contextvars.ContextVar[Pass | None] = contextvars.ContextVar("qui
 
 
 class Prefix:
-    """The visible text of B sequences as key/value states; real tokens first, padding (if any) behind them.
+    """The visible text of B sequences as key/value states; real tokens first, padding (if any) after them.
 
     Args:
         base: a Hugging Face causal LM on which `install` was called.
@@ -165,7 +165,20 @@ class Prefix:
 
     @property
     def batch(self) -> int:
+        """B, the number of sequences."""
         return len(self._lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states are."""
+        return self.length_B.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the key and value states of one token in all layers, estimated from those of the first layer."""
+        key = next(iter(self.layers.values())).key
+        assert key is not None
+        return 2 * len(self.layers) * key.shape[1] * key.shape[3] * key.element_size()
 
     def extend(self, embeds_BLE: Tensor, counts: list[int] | None = None) -> Tensor:
         """Append L tokens to every sequence and return their hidden states after the final norm, (B, L, E).
@@ -201,9 +214,9 @@ class Prefix:
         return [tensor for pair in pairs for tensor in pair if tensor is not None]
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget every sequence's tokens behind its first `lengths[b]`; later tokens are written over them.
+        """Drop every sequence's tokens after its first `lengths[b]`; later tokens overwrite them.
 
-        No state moves: a window is a mask over true positions here, and what lies behind a length is masked as future.
+        No state moves: a window is a mask over true positions here, and what lies after a length is masked as future.
         """
         if len(lengths) != self.batch or any(not 0 <= n <= old for n, old in zip(lengths, self._lengths, strict=True)):
             raise ValueError(f"lengths must be from 0 to {self._lengths}, got {lengths}")
@@ -225,17 +238,18 @@ class Prefix:
         Returns:
             (B, H, L, D).
         """
-        # 1. Write the new states behind those of each sequence.
+        # 1. Append the new states to those of each sequence.
         states = self.layers.setdefault(layer, States())
         length = k.shape[2]
         uniform = len(set(self._lengths)) == 1
         starts: Tensor | int = self._lengths[0] if uniform else self.length_B
         stop = max(self._lengths) + length
-        capacity = stop if states.key is None else math.ceil(stop / _CAPACITY_STEP) * _CAPACITY_STEP
+        growth = budgets.of(k.device).prefix_growth
+        capacity = stop if states.key is None else math.ceil(stop / growth) * growth
         states.append(k, v, starts, capacity)
         key_BKND, value_BKND = states.first(stop)
 
-        # 2. Which of them each query sees: nothing to hide from one token behind equally long texts.
+        # 2. Which of them each query sees: nothing is masked for one token after equally long texts.
         def visible() -> Tensor | None:
             if sees.causal and uniform and length == 1:
                 return None
@@ -352,7 +366,7 @@ class Rows:
         Returns:
             (R, H, L, D).
         """
-        # 1. Write the new states behind the own tokens so far; allocate once where the final length is known.
+        # 1. Append the new states to those of the own tokens so far; allocate once where the final length is known.
         states = self.layers.setdefault(layer, States())
         if states.key is None and self.capacity > k.shape[2] and not k.requires_grad:
             states.reserve(k, v, self.capacity)
@@ -425,9 +439,11 @@ class _How:
 
     @property
     def plain(self) -> bool:
+        """Whether attention is softmax(q k) v with a scaling and nothing else."""
         return self.softcap is None and self.sinks is None
 
     def cap(self, scores: Tensor) -> Tensor:
+        """Scores with the family's soft-cap, if it has one."""
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
     def normalise(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -510,13 +526,13 @@ def _run(base: PreTrainedModel, embeds: Tensor, call: Pass) -> Tensor:
         _current_pass.reset(token)
     if not call.layers_seen:
         raise UnsupportedModel(
-            f"model type {base.config.model_type!r} cannot be served: its decoder does not hand keyword arguments "
+            f"model type {base.config.model_type!r} is not supported: its decoder does not hand keyword arguments "
             "down to the attention function"
         )
     hidden: Tensor | None = getattr(out, "last_hidden_state", None)
     if hidden is None:
         raise UnsupportedModel(
-            f"model type {base.config.model_type!r} cannot be served: its decoder does not return hidden states"
+            f"model type {base.config.model_type!r} is not supported: its decoder does not return hidden states"
         )
     return hidden
 
@@ -536,7 +552,7 @@ def _attention(native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         family = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         if not isinstance(attention_mask, Visibility):
             raise UnsupportedModel(
-                f"model type {family!r} cannot be served: it builds its attention mask in a way of its own"
+                f"model type {family!r} is not supported: it builds its attention mask in a way of its own"
             )
         scaling = keywords.pop("scaling", None)
         how = _How(
@@ -548,11 +564,11 @@ def _attention(native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         for name, given in keywords.items():
             if given is not None and name not in _HARMLESS_KEYWORDS:
                 raise UnsupportedModel(
-                    f"model type {family!r} cannot be served: its attention uses {name!r}, which rows do not know"
+                    f"model type {family!r} is not supported: its attention uses {name!r}, which rows do not know"
                 )
         layer = getattr(module, "layer_idx", None)
         if layer is None:
-            raise UnsupportedModel(f"model type {family!r} cannot be served: its attention layers carry no number")
+            raise UnsupportedModel(f"model type {family!r} is not supported: its attention layers carry no number")
         call.layers_seen.add(layer)
         out = call.attend(call, layer, query, key, value, attention_mask, how)
         return out.transpose(1, 2).contiguous(), None
@@ -570,7 +586,7 @@ def _mask(native: str) -> Callable[..., Any]:
 
 
 def install(base: PreTrainedModel) -> None:
-    """Let `base` serve rows beside its ordinary calls, which keep the attention implementation it had."""
+    """Let `base` run rows besides its ordinary calls, which keep its attention implementation."""
     native = base.config._attn_implementation or "eager"
     if native.startswith(_NAME):
         return
@@ -581,7 +597,7 @@ def install(base: PreTrainedModel) -> None:
 
 
 def uninstall(base: PreTrainedModel) -> None:
-    """Give `base` back the attention implementation it came with."""
+    """Restore the original attention implementation of `base`."""
     name = base.config._attn_implementation
     if name.startswith(_NAME):
         base.set_attn_implementation(name.removeprefix(_NAME))
@@ -589,7 +605,7 @@ def uninstall(base: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def installing(base: PreTrainedModel) -> Iterator[None]:
-    """`install`; where the block fails, every part of `base` gets back the attention implementation it had."""
+    """`install`; where the block fails, the attention implementation of every part of `base` is restored."""
     before = [(config, config._attn_implementation_internal) for config in _configs(base)]
     try:
         install(base)
@@ -614,7 +630,7 @@ def _configs(base: PreTrainedModel) -> list[PreTrainedConfig]:
 
 @contextlib.contextmanager
 def ordinary(base: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """`base` exactly as it came, for a comparison with its own code path."""
+    """`base` with its original attention, for a comparison with its own code path."""
     uninstall(base)
     try:
         yield base

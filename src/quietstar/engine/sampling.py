@@ -127,7 +127,7 @@ def race(probabilities: Tensor, clocks: Tensor) -> Tensor:
     An exponential race, which is the Gumbel-max trick without the logarithm: each token wins with its probability. Two
     distributions p and q raced with the same clocks draw the same token with probability sum over k of
     1 / sum over j of max(p_j / p_k, q_j / q_k), at least (1 - TV) / (1 + TV) in their total variation TV (Daliri,
-    Musco, Suresh 2025), where no coupling can do better than 1 - TV. That is what speculation lives on.
+    Musco, Suresh 2025), where no coupling can do better than 1 - TV. Speculation relies on it.
     Of clocks that ring at the same time the lowest token wins. The times are doubles, on the CPU.
     """
     return best(-(clocks.cpu().double() / probabilities.cpu().double())).to(probabilities.device)
@@ -152,7 +152,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def choose(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Choose one token a row and tell its log-probability at temperature 1.
+    """Choose one token a row; returns it with its log-probability at temperature 1.
 
     Args:
         logits: (R, V) in fp32, banned ids at minus infinity.

@@ -1,7 +1,7 @@
 """How many threads a command computes with.
 
 Two threads that compute small products spend their time waiting for each other, and on a busy machine more threads than
-free cores make everything many times slower. The default is therefore: what OMP_NUM_THREADS says, or else the cores
+free cores make everything many times slower. The default is therefore OMP_NUM_THREADS, or else the cores
 this process may use (its affinity, the quota of its container) less what other programs keep busy, at least one; one
 for models too narrow to gain from more. Knows cores and loads; knows nothing about models but their width.
 """

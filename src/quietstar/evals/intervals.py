@@ -34,7 +34,7 @@ def bootstrap(
     """Mean of `values` with a 95 % percentile bootstrap interval over whole groups, if there are enough."""
     if values.shape != groups.shape or values.ndim != 1 or not len(values):
         raise QuietStarError(f"values and groups must be of one length, got {values.shape} and {groups.shape}")
-    from scipy import stats  # takes half a second, which nobody waits for who only reads
+    from scipy import stats  # the import takes half a second, which commands without intervals need not wait for
 
     if where is not None:
         values, groups = values[where], groups[where]
@@ -44,7 +44,13 @@ def bootstrap(
     if len(kinds) < FEWEST:
         return Interval(mean, None, None)
     found = stats.bootstrap(
-        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
-        n_resamples=RESAMPLES, method="percentile", random_state=np.random.default_rng(seed % 2**64), batch=200,
-    ).confidence_interval  # fmt: skip
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis) / c.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(seed % 2**64),
+        batch=200,
+    ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))

@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class LossReport:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Args:
         losses: mean loss of "base", "own", "only" and each control.
@@ -81,13 +81,13 @@ class LossReport:
 
 @dataclass
 class _Encoded:
-    """A document as it is read: its tokens in windows, each behind the tokens that begin a text."""
+    """A document as it is read: its tokens in windows, each after the tokens that begin a text."""
 
     document: Document
     windows: list[list[int]]
 
     def hashes(self) -> dict[str, str]:
-        """What another report must have to be of the same text, cut into the same tokens."""
+        """Equal in two reports of the same text cut into the same tokens."""
         text = self.document.text.encode("utf-8", errors="surrogatepass")
         return {
             "text_hash": hashlib.sha256(text).hexdigest()[:16],
@@ -139,10 +139,10 @@ def evaluate(
     """Score every document with its own thoughts and with each control.
 
     Args:
-        window: tokens read at once; longer documents are cut into windows, each read for itself and each behind the
+        window: tokens read at once; longer documents are cut into windows, each read alone and after the
             tokens that the tokenizer puts before a text (they count as tokens of the window).
         max_tokens: read at most so many tokens of each document.
-        told: told the name of each document and the share of all tokens done.
+        told: called with the name of each document and the share of all tokens done.
 
     Raises:
         QuietStarError: a wrong value, or nothing to score.
@@ -166,10 +166,14 @@ def evaluate(
                 told(one.document.name, done / total)
                 done += len(piece)
                 score = model.score(
-                    piece, controls=controls, thought_length=thought_length, samples=samples,
-                    thought_temperature=thought_temperature, mixing_weight=mixing_weight,
+                    piece,
+                    controls=controls,
+                    thought_length=thought_length,
+                    samples=samples,
+                    thought_temperature=thought_temperature,
+                    mixing_weight=mixing_weight,
                     seed=_wrapped(seed + start + (number << 24)),  # other draws in every window of every document
-                )  # fmt: skip
+                )
                 noises.append(score.noise)
                 columns = {name: values[max(0, begin - 1) :] for name, values in _columns(score).items()}
                 found.append(columns | {"document": np.full(len(columns["base"]), number)})
@@ -181,11 +185,19 @@ def evaluate(
             raise Interrupted(None) from error
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     names = [one.document.name for one in encoded]
-    settings = dict(
-        model=model.config.name_or_path or model.config.base_name, controls=list(controls), window=window,
-        max_tokens=max_tokens, begin=framing.frame(model.tokenizer)[0], thought_length=length, samples=samples,
-        thought_temperature=thought_temperature, mixing_weight=mixing_weight, seed=seed, resamples=RESAMPLES,
-    )  # fmt: skip
+    settings = {
+        "model": model.config.name_or_path or model.config.base_name,
+        "controls": list(controls),
+        "window": window,
+        "max_tokens": max_tokens,
+        "begin": framing.frame(model.tokenizer)[0],
+        "thought_length": length,
+        "samples": samples,
+        "thought_temperature": thought_temperature,
+        "mixing_weight": mixing_weight,
+        "seed": seed,
+        "resamples": RESAMPLES,
+    }
     report = _report(table, names, list(controls), skipped, settings, seed)
     report.noise, report.computed = _largest(noises), here(model)
     for row, one in zip(report.documents, encoded, strict=False):  # fewer rows after Ctrl-C
@@ -213,9 +225,13 @@ def _largest(noises: Sequence[NoiseFloor | None]) -> dict[str, float] | None:
 def _columns(score: Score) -> dict[str, np.ndarray]:
     """The numbers of one text as columns, one entry a predicted token."""
     columns = {
-        "base": -score.base_logprobs, "own": -score.mixed_logprobs, "only": -score.thought_logprobs,
-        "flipped": score.flipped.float(), "weight": score.mixing_weight, "kl": score.kl,
-    }  # fmt: skip
+        "base": -score.base_logprobs,
+        "own": -score.mixed_logprobs,
+        "only": -score.thought_logprobs,
+        "flipped": score.flipped.float(),
+        "weight": score.mixing_weight,
+        "kl": score.kl,
+    }
     columns |= {name: -found.mixed_logprobs for name, found in score.controls.items()}
     columns["continues"] = _continues(score)
     return {name: values[0].cpu().double().numpy() for name, values in columns.items()}
@@ -246,9 +262,13 @@ def effects_of(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _report(
-    table: dict[str, np.ndarray], names: list[str], controls: list[str], skipped: list[str], settings: dict[str, Any],
+    table: dict[str, np.ndarray],
+    names: list[str],
+    controls: list[str],
+    skipped: list[str],
+    settings: dict[str, Any],
     seed: int,
-) -> LossReport:  # fmt: skip
+) -> LossReport:
     documents_of = table["document"]
     kinds = ["base", "own", "only", *controls]
 
@@ -270,20 +290,28 @@ def _report(
         if mine.any():
             deciles.append(
                 {
-                    "decile": number + 1, "tokens": int(mine.sum()), "from": float(edges[number]),
+                    "decile": number + 1,
+                    "tokens": int(mine.sum()),
+                    "from": float(edges[number]),
                     "losses": {kind: float(table[kind][mine].mean()) for kind in kinds},
                     "effects": {name: asdict(interval(values, mine)) for name, values in effects.items()},
                 }
-            )  # fmt: skip
+            )
     hard = table["base"] >= np.quantile(table["base"], 0.8)
     return LossReport(
         hardest={name: interval(values, hard) for name, values in effects.items()},
-        continues=interval(table["continues"]), tokens=len(documents_of),
+        continues=interval(table["continues"]),
+        tokens=len(documents_of),
         losses={kind: interval(table[kind]) for kind in kinds},
-        effects={name: interval(values) for name, values in effects.items()}, documents=per_document, deciles=deciles,
-        flipped=interval(table["flipped"]), weight=interval(table["weight"]), kl=interval(table["kl"]),
-        skipped=skipped, settings=settings,
-    )  # fmt: skip
+        effects={name: interval(values) for name, values in effects.items()},
+        documents=per_document,
+        deciles=deciles,
+        flipped=interval(table["flipped"]),
+        weight=interval(table["weight"]),
+        kl=interval(table["kl"]),
+        skipped=skipped,
+        settings=settings,
+    )
 
 
 def check_scorable(model: QuietStar, documents: Sequence[Document], *, window: int, max_tokens: int | None) -> None:
@@ -322,16 +350,21 @@ def _check_same(rows: list[dict[str, Any]], other: dict[str, Any], settings: dic
         )
     for mine, row in zip(rows, theirs, strict=True):
         if not row.get("text_hash") or not row.get("tokens_hash"):
-            raise QuietStarError("the other report does not say which tokens were scored (an older one); score it anew")
+            raise QuietStarError(
+                "the other report does not say which tokens were scored (it is an older one); score it again"
+            )
         if mine["text_hash"] != row["text_hash"]:
             raise QuietStarError(
                 f"{mine['document']} is another text in the other report; score both on the same texts"
             )
         if mine["tokens_hash"] != row["tokens_hash"] or mine["tokens"] != row.get("tokens"):
-            had = other.get("settings") if isinstance(other.get("settings"), dict) else {}
-            assert isinstance(had, dict)
-            cut = [f"{name} {had.get(name)} there, {value} here" for name, value in settings.items()
-                   if had.get(name) != value]  # fmt: skip
+            found = other.get("settings")
+            before: dict[str, Any] = found if isinstance(found, dict) else {}
+            cut = [
+                f"{name} {before.get(name)} there, {value} here"
+                for name, value in settings.items()
+                if before.get(name) != value
+            ]
             raise QuietStarError(
                 f"{mine['document']} has other tokens in the other report: "
                 + (f"{'; '.join(cut)}; score both in the same way" if cut else "another tokenizer")

@@ -1,8 +1,16 @@
-"""Generation: think where the trigger says so, mix, emit a token, and tell everything as a stream of events.
+"""Generation: think where the trigger says so, mix, emit a token, and report everything as a stream of events.
 
 The prefix states are computed once and grow by the emitted tokens; a position without a thought costs nothing more than
-plain decoding. Positions ahead may be drafted and thought about together, see `speculation`; one by one is the same
-loop with no drafts. Knows the model, triggers and events; knows nothing about files, terminals or chat templates.
+plain decoding. Tokens ahead may be drafted and thought about together, see `speculation`; one by one is the same loop
+with no drafts. Top down (`_Run`):
+
+1. `_read` runs the prompts; then `_settle` and `_advance` take turns until every sequence has ended.
+2. `_settle` emits what can be emitted: sites without a thought at once (`_emit`), and once enough tokens are drafted,
+   thinks at all waiting sites in parallel (`_think`) and emits up to the first rejected draft.
+3. `_advance` runs the next token of each sequence through the base model, with candidates for its next drafts after it
+   (`_next`), and makes a site of each position whose candidate is verified (`_observe`).
+
+Knows the model, triggers and events; knows nothing about files, terminals or chat templates.
 
 Shapes: B sequences · M positions (of any of them) · E hidden size · V vocabulary.
 """
@@ -36,7 +44,7 @@ from quietstar.inference import speculation
 from quietstar.inference.controls import Control
 from quietstar.inference.scoring import check_thinking, default_temperature
 from quietstar.inference.speaking import Speaker
-from quietstar.inference.speculation import GUESSES, LONGEST, Pace, Site, guess
+from quietstar.inference.speculation import LONGEST_MATCH, MOST_CANDIDATES, Pace, Site, lookup
 from quietstar.inference.suppression import Suppression
 from quietstar.inference.thinking import Prediction, Thinker
 from quietstar.inference.triggers import Moment, Trigger
@@ -52,7 +60,7 @@ class GenerationSettings:
         thought_length: T, tokens a thought has (markers not counted); the model's own when None.
         samples: P, thoughts at a position; the mixed prediction is the mean of their probabilities.
         trigger: when to think, see `triggers`.
-        control: what stands in the place of the own thought, see `interventions`.
+        control: what thoughts to predict with, see `controls`.
         temperature: of the emitted tokens, 0 is greedy. top_p: nucleus of the emitted tokens, above 0 to 1.
         thought_temperature: of the thought tokens; None is 0 for one sample and 1 for several.
         max_new_tokens: most emitted tokens.
@@ -96,7 +104,7 @@ def stream_ids(
     thoughts: Tensor | None = None,
     phase: str = "answer",
 ) -> Iterator[Event]:
-    """Generate from prompts given as ids and tell all of it as events, see `events`.
+    """Generate from prompts given as ids and report all of it as events, see `events`.
 
     Args:
         prompts: token ids of each sequence, at least one token each; lengths may differ.
@@ -108,13 +116,22 @@ def stream_ids(
     thinker = run.thinker
     name = model.config.name_or_path or model.config.base_name or "quietstar"
     yield Start(
-        schema=SCHEMA_VERSION, version=__version__, model=name,
-        base=model.config.base_name or "", dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
-        device=str(model.device), untrained=model.head.untrained and thinker.weight is None,
-        prompts=texts or ["" for _ in prompts], prompt_ids=[list(ids) for ids in prompts], chat=chat,
+        schema=SCHEMA_VERSION,
+        version=__version__,
+        model=name,
+        base=model.config.base_name or "",
+        dtype=str(model.decoder_lm.dtype).removeprefix("torch."),
+        device=str(model.device),
+        untrained=model.head.untrained and thinker.weight is None,
+        prompts=texts or ["" for _ in prompts],
+        prompt_ids=[list(ids) for ids in prompts],
+        chat=chat,
         settings=_plain(settings) | {"thought_length": thinker.length, "thought_temperature": thinker.temperature},
-        phase=phase, identity=identify(model), versions=versions(), asked=asked or ["" for _ in prompts],
-    )  # fmt: skip
+        phase=phase,
+        identity=identify(model),
+        versions=versions(),
+        asked=asked or ["" for _ in prompts],
+    )
     yield from run.events()
 
 
@@ -126,9 +143,8 @@ def _plain(settings: GenerationSettings) -> dict[str, Any]:
 class _Run:
     """The loop over emitted tokens for B sequences at once.
 
-    A sequence has *sites*: positions whose base prediction is known and whose token is not settled. Each turn of the
-    loop settles what can be settled, then runs the base model over the next token of every sequence, emitted or
-    drafted, and over guesses at what it will draft behind, which gives each one or more sites.
+    A sequence has *sites*: positions whose base prediction is known and whose token is not emitted yet. The first site
+    stands at the last emitted token, each further one at the draft of the site before it.
     """
 
     def __init__(
@@ -144,9 +160,16 @@ class _Run:
                 )
             length = forced.shape[3]
         self.thinker = Thinker(
-            model, length, settings.samples, default_temperature(settings.thought_temperature, settings.samples),
-            settings.seed, Control.parse(settings.control), settings.mixing_weight, forced, settings.show,
-        )  # fmt: skip
+            model,
+            length=length,
+            samples=settings.samples,
+            temperature=default_temperature(settings.thought_temperature, settings.samples),
+            seed=settings.seed,
+            control=Control.parse(settings.control),
+            mixing_weight=settings.mixing_weight,
+            forced=forced,
+            show=settings.show,
+        )
         self.trigger = Trigger.parse(settings.trigger)
         if self.trigger.needs_marker and not model.config.marker_ids:
             raise QuietStarError(
@@ -158,55 +181,60 @@ class _Run:
         drafts = speculation.MOST_DRAFTS if settings.speculate == speculation.AUTO else int(settings.speculate)
         places = len(prompts) * min(drafts + 1, settings.max_new_tokens)
         memory.thinking(
-            model, [len(ids) for ids in prompts], places * settings.samples, length, samples=settings.samples,
-            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts", kept=12 * length,
-        )  # fmt: skip
+            model,
+            lengths=[len(ids) for ids in prompts],
+            rows=places * settings.samples,
+            length=length,
+            samples=settings.samples,
+            advice="give fewer samples, shorter thoughts, or fewer or shorter prompts",
+            kept=12 * length,
+        )
         self.limit = model.context_limit or math.inf
         self.stop_ids = frozenset(model_stop_ids(model) if settings.stop_ids is None else settings.stop_ids)
         self.suppression = suppression_of(model, self.stop_ids)
         self.speakers = [Speaker(model.tokenizer, list(ids), tuple(settings.stop), b) for b, ids in enumerate(prompts)]
         self.sites: list[list[Site]] = [[] for _ in prompts]
-        self.recent: list[deque[list[int]]] = [deque(maxlen=8) for _ in prompts]  # thoughts, as a source of guesses
+        self.recent: list[deque[list[int]]] = [deque(maxlen=8) for _ in prompts]  # thoughts, to look candidates up in
         self.pace = Pace(settings.speculate, self.thinker.passes, len(prompts), settings.samples)
         self.drafts = self.pace.drafts()
         self.waited = 0  # base passes since the first sequence has a thought to think
         self.prefix = Prefix(model.decoder_lm, len(prompts))
 
     def events(self) -> Iterator[Event]:
-        """Thought and token events as they come, then the ends."""
-        began, told = time.perf_counter(), False
+        """Thought and token events as they come, the noise floor before the first thought, and last the ends."""
+        floor_sent = False
+        for event in self._events():
+            if isinstance(event, ThoughtEvent) and not floor_sent:
+                yield self.noise
+                floor_sent = True
+            yield event
+
+    def _events(self) -> Iterator[Event]:
+        began = time.perf_counter()
         with torch.inference_mode():
             self._read()
         while True:
             with torch.inference_mode():
                 out = self._settle()
-            for event in out:
-                if isinstance(event, ThoughtEvent) and not told:
-                    yield self.noise
-                    told = True
-                yield event
+            yield from out
             if all(speaker.reason is not None for speaker in self.speakers):
                 break
             with torch.inference_mode():
                 self._advance()
         for speaker in self.speakers:
-            for event in speaker.release():
-                if isinstance(event, ThoughtEvent) and not told:
-                    yield self.noise
-                    told = True
-                yield event
+            yield from speaker.release()
             yield speaker.end(time.perf_counter() - began)
 
     @cached_property
     def noise(self) -> NoiseFloor:
-        """What rounding alone changes in this run, measured on its prompts when the first thought is asked for."""
+        """What rounding alone changes in this run, measured on its prompts when the first thought needs it."""
         ids, places, hidden_BNE = self.read
         return noise.measure(self.model, self.prefix, places, ids, hidden_BNE, self.thinker.length, self.thinker.weight)
 
     # -- the base model -------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Run the prompts; each sequence gets its first site."""
+        """Run the prompts through the base model; each sequence gets its first site."""
         lengths = [len(speaker.ids) for speaker in self.speakers]
         ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=self.model.device)
         for b, speaker in enumerate(self.speakers):
@@ -218,7 +246,7 @@ class _Run:
         self._observe({speaker: speaker.ids[-1:] for speaker in self.speakers}, hidden_B1E)
 
     def _advance(self) -> None:
-        """Run the next token of each sequence that has room, and what may follow it."""
+        """Run the next token of each sequence that has room, and the candidates after it, through the base model."""
         tokens = {s: self._next(s) for s in self.speakers if s.reason is None and self._room(s)}
         ids = torch.zeros(len(self.speakers), max(map(len, tokens.values())), dtype=torch.long)
         counts = [0] * len(self.speakers)
@@ -230,25 +258,31 @@ class _Run:
         self._observe(tokens, hidden_BLE)
 
     def _next(self, speaker: Speaker) -> list[int]:
-        """The token a sequence goes on with, its last draft or emitted token, and guesses at the next drafts."""
+        """A sequence's last token, drafted or emitted, and candidates for its next drafts."""
         sites = self.sites[speaker.sequence]
         text = speaker.ids + [site.draft for site in sites]
-        most = min(GUESSES, self._room(speaker) - 1, self.limit - max(self.prefix.lengths) - 1)
-        guesses = guess(text, list(reversed(self.recent[speaker.sequence])), int(most))
-        return [text[-1], *itertools.takewhile(lambda token: token not in self.stop_ids, guesses)]
+        most = min(MOST_CANDIDATES, self._room(speaker) - 1, self.limit - max(self.prefix.lengths) - 1)
+        candidates = lookup(text, list(reversed(self.recent[speaker.sequence])), int(most))
+        return [text[-1], *itertools.takewhile(lambda token: token not in self.stop_ids, candidates)]
 
     def _observe(self, tokens: dict[Speaker, list[int]], hidden_BLE: Tensor) -> None:
-        """A site for each of these tokens: its base prediction, its draft, and whether to think there.
+        """Make a site of each position that these tokens lead to: its base prediction, its draft, whether to think.
 
-        A sequence's first token is certain, the others are guesses: they count as long as each is the draft before it.
+        Args:
+            tokens: for each sequence its next token and the candidates after it, which are verified here.
+            hidden_BLE: base hidden states at these tokens.
         """
         model, settings = self.model, self.settings
+
+        # 1. The M positions after all these tokens, and the base prediction at each.
         ahead = [(s, n) for s, following in tokens.items() for n in range(len(following))]
         hidden_ME = hidden_BLE[[s.sequence for s, _ in ahead], [n for _, n in ahead]]
         sequence = [s.sequence for s, _ in ahead]
         position = [len(s.ids) - 1 + len(self.sites[s.sequence]) + n for s, n in ahead]
         products_MV = model.products(hidden_ME, torch.tensor(position, device=model.device))
         raw_MV = families.shaped(model.decoder_lm, products_MV)
+
+        # 2. The draft at each: the token that the base prediction alone would emit.
         clocks_MV = None
         if settings.temperature > 0:
             drawn = clocks(settings.seed, TOKEN, sequence, position, vocabulary=raw_MV.shape[-1])
@@ -260,24 +294,34 @@ class _Run:
                 free_MV, texts, [len(text) - s.prompt_length for text, (s, _) in zip(texts, ahead, strict=True)]
             )
         draft = self._pick(free_MV, clocks_MV)
-        true: list[int] = []
+
+        # 3. Verify candidates: each must be the draft of the position before it, up to the first that is not.
+        verified: list[int] = []
         for m, (speaker, n) in enumerate(ahead):
-            if n == 0 or (true[-1:] == [m - 1] and draft[m - 1] == tokens[speaker][n]):
-                true.append(m)
-        if len(true) < len(ahead):
-            hidden_ME, raw_MV, products_MV = hidden_ME[true], raw_MV[true], products_MV[true]
-        asked = self.trigger.decide(
-            Moment(
-                logits=raw_MV, weight=lambda: model.weight(hidden_ME, hidden_ME),
-                step=[position[m] + 1 - ahead[m][0].prompt_length for m in true],
-                sequence=[sequence[m] for m in true], position=[position[m] for m in true], seed=settings.seed,
-                marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
-            )
-        )  # fmt: skip
-        for row, m in enumerate(true):
-            thinks = asked[row] if self.thinker.control.name != "none" else None
-            site = Site(hidden_ME[row], products_MV[row], thinks, draft[m], None if clocks_MV is None else clocks_MV[m])
-            self.sites[sequence[m]].append(site)
+            is_certain = n == 0  # the sequence's next token itself, no candidate
+            behind_verified = verified[-1:] == [m - 1]
+            is_draft = draft[m - 1] == tokens[speaker][n]
+            if is_certain or (behind_verified and is_draft):
+                verified.append(m)
+        if len(verified) < len(ahead):
+            hidden_ME, raw_MV, products_MV = hidden_ME[verified], raw_MV[verified], products_MV[verified]
+
+        # 4. Whether to think there.
+        moment = Moment(
+            logits=raw_MV,
+            weight=lambda: model.weight(hidden_ME, hidden_ME),
+            step=[position[m] + 1 - ahead[m][0].prompt_length for m in verified],
+            sequence=[sequence[m] for m in verified],
+            position=[position[m] for m in verified],
+            seed=settings.seed,
+            marker_id=model.config.marker_ids[0] if model.config.marker_ids else None,
+        )
+        fired = self.trigger.decide(moment)
+
+        for row, m in enumerate(verified):
+            trigger = fired[row] if self.thinker.control.thinks else None
+            clocks_V = None if clocks_MV is None else clocks_MV[m]
+            self.sites[sequence[m]].append(Site(hidden_ME[row], products_MV[row], trigger, draft[m], clocks_V))
 
     def _pick(self, logits_MV: Tensor, clocks_MV: Tensor | None) -> list[int]:
         """The token of each position under these logits; the same randomness for the draft and for what is emitted."""
@@ -286,7 +330,7 @@ class _Run:
         probabilities = distribution(logits_MV, self.settings.temperature, self.settings.top_p)
         return race(probabilities, clocks_MV).tolist()  # type: ignore[no-any-return]
 
-    # -- settling -------------------------------------------------------------------------------------------------
+    # -- emitting -------------------------------------------------------------------------------------------------
 
     def _room(self, speaker: Speaker) -> int:
         """How many more sites a sequence may have: until K are drafted, or its text would end."""
@@ -301,88 +345,100 @@ class _Run:
         return int(most) - len(sites)
 
     def _settle(self) -> list[Event]:
-        """Emit what can be emitted now: sites before the first thought, and all sites, once enough are drafted."""
+        """Emit what can be emitted now: sites before the first thought, and all sites once enough are drafted."""
         out: list[Event] = []
+        # 1. Sites before the first thought emit their drafts.
         for speaker in self.speakers:
             sites = self.sites[speaker.sequence]
-            free = list(itertools.takewhile(lambda site: site.asked is None, sites))
+            free = list(itertools.takewhile(lambda site: not site.thinks, sites))
             self.sites[speaker.sequence] = sites[len(free) :]
             out += self._emit(speaker, free, None)
+        # 2. Once enough is drafted, or no sequence can draft more, think at all the other sites and emit.
         waiting = [speaker for speaker in self.speakers if self.sites[speaker.sequence]]
         if waiting and (self.waited >= self.drafts or not any(map(self._room, waiting))):
-            self.pace.spend(max(len(self.sites[s.sequence]) for s in waiting) - 1, self.waited)
+            self.pace.count_passes(max(len(self.sites[s.sequence]) for s in waiting) - 1, self.waited)
             for speaker, thought in zip(waiting, self._think(waiting), strict=True):
                 sites, self.sites[speaker.sequence] = self.sites[speaker.sequence], []
                 out += self._emit(speaker, sites, thought)
             self.waited, self.drafts = 0, self.pace.drafts()
+        # 3. Drop the states of rejected drafts.
         lengths = self.prefix.lengths
-        for speaker in self.speakers:  # forget drafts that did not come true
+        for speaker in self.speakers:
             if speaker.reason is None:
                 lengths[speaker.sequence] = len(speaker.ids) - 1 + len(self.sites[speaker.sequence])
         self.prefix.truncate(lengths)
         return out
 
     def _think(self, speakers: list[Speaker]) -> list[Thought]:
-        """Thoughts at all sites of these sequences that ask for one, side by side; one batch of rows a sequence."""
-        spots = [
-            (s.sequence, len(s.ids) - 1 + n, s.emitted + n)
-            for s in speakers
-            for n, site in enumerate(self.sites[s.sequence])
-            if site.asked
-        ]
-        thought = self.thinker.think(self.prefix, *(list(column) for column in zip(*spots, strict=True)))
-        counts = [
-            sum(site.asked is not None for site in self.sites[s.sequence]) * self.thinker.samples for s in speakers
-        ]
-        parts = zip(
-            thought.tokens.split(counts), thought.logprobs.split(counts), thought.hidden.split(counts), strict=True
-        )
-        return [Thought(*part) for part in parts]
+        """Think at all sites of these sequences that want a thought, in parallel; the thoughts of each sequence."""
+        sequence, position, step = [], [], []
+        for speaker in speakers:
+            for n, site in enumerate(self.sites[speaker.sequence]):
+                if site.thinks:
+                    sequence.append(speaker.sequence)
+                    position.append(len(speaker.ids) - 1 + n)
+                    step.append(speaker.emitted + n)
+        thought = self.thinker.think(self.prefix, sequence, position, step)
+        return thought.split([sequence.count(speaker.sequence) * self.thinker.samples for speaker in speakers])
 
     def _emit(self, speaker: Speaker, sites: list[Site], thought: Thought | None) -> list[Event]:
-        """Settle sites in order, until one emits another token than was drafted, or the text ends."""
-        thinking = [site for site in sites if site.asked]
-        predictions: Iterator[Prediction] = iter(())
-        if thought is not None:
-            first = len(speaker.ids) - 1
-            predictions = self.thinker.predictions(
-                torch.stack([site.hidden for site in thinking]), torch.stack([site.products for site in thinking]),
-                thought.hidden, [first + n for n, site in enumerate(sites) if site.asked],
-            )  # fmt: skip
+        """Emit the tokens of sites in order, until a draft is rejected or the text ends.
+
+        Args:
+            thought: the thoughts at those of the sites that want one, P rows each; None where none does.
+        """
+        thoughts = iter(()) if thought is None else self._predicted(speaker, sites, thought)
         out: list[Event] = []
-        thoughts = emitted = 0
+        emitted = accepted = 0
         for site in sites:
-            base_V = mixed_V = self.model.logprobs(site.products)
-            token = site.draft
-            if site.asked and thought is not None:
-                r = slice(thoughts * self.thinker.samples, (thoughts + 1) * self.thinker.samples)
-                part = Thought(thought.tokens[r], thought.logprobs[r], thought.hidden[r])
+            token, base_V = site.draft, self.model.logprobs(site.products)
+            mixed_V = base_V
+            if site.trigger is not None:
+                own, prediction = next(thoughts)
                 event, mixed_V, only_V = self.thinker.event(
-                    speaker.sequence, speaker.ids, site.asked, base_V, part, next(predictions), self.noise
+                    speaker.sequence, speaker.ids, site.trigger, base_V, own, prediction, self.noise
                 )
                 speaker.think(event)
-                self.recent[speaker.sequence].append(speaker.ids[-LONGEST:] + part.tokens[0].tolist())
-                thoughts += 1
-                allowed_1V = mixed_V[None]
-                if self.suppression:
-                    allowed_1V = self.suppression.apply(allowed_1V, [speaker.ids], [speaker.emitted])
-                token = self._pick(allowed_1V, None if site.clocks is None else site.clocks[None])[0]
+                self.recent[speaker.sequence].append(speaker.ids[-LONGEST_MATCH:] + own.tokens[0].tolist())
+                token = self._with_thought(speaker, site, mixed_V)
                 event.base_logprob, event.mixed_logprob, event.only_logprob = torch.stack(
                     [base_V[token], mixed_V[token], only_V[token]]
                 ).tolist()
-            out += self._speak(speaker, token, mixed_V, site.asked is not None)
+            out += self._speak(speaker, token, mixed_V, site.thinks)
             emitted += 1
+            accepted += token == site.draft
             if speaker.reason is not None:
                 self.sites[speaker.sequence] = []
                 break
             if token != site.draft:
                 break
         if thought is not None:
-            agreed = emitted - (token != site.draft)
-            self.pace.learn(emitted, agreed)
+            self.pace.count_accepted(emitted, accepted)
             speaker.drafted += len(sites) - 1
-            speaker.accepted += min(agreed, len(sites) - 1)
+            speaker.accepted += min(accepted, len(sites) - 1)
         return out
+
+    def _predicted(self, speaker: Speaker, sites: list[Site], thought: Thought) -> Iterator[tuple[Thought, Prediction]]:
+        """For each site with a thought its P thoughts and the prediction with them, computed lazily."""
+        samples = self.thinker.samples
+        thinking = [(len(speaker.ids) - 1 + n, site) for n, site in enumerate(sites) if site.thinks]
+        predictions = self.thinker.predictions(
+            torch.stack([site.hidden for _, site in thinking]),
+            torch.stack([site.products for _, site in thinking]),
+            thought.hidden,
+            [position for position, _ in thinking],
+        )
+        return (
+            (thought[number * samples : (number + 1) * samples], prediction)
+            for number, prediction in enumerate(predictions)
+        )
+
+    def _with_thought(self, speaker: Speaker, site: Site, mixed_V: Tensor) -> int:
+        """The token to emit under a mixed prediction; chosen with the randomness that chose the site's draft."""
+        allowed_1V = mixed_V[None]
+        if self.suppression:
+            allowed_1V = self.suppression.apply(allowed_1V, [speaker.ids], [speaker.emitted])
+        return self._pick(allowed_1V, None if site.clocks is None else site.clocks[None])[0]
 
     def _speak(self, speaker: Speaker, token: int, mixed_V: Tensor, thought: bool) -> list[Event]:
         """Emit one token; the sequence may end with it."""
@@ -390,9 +446,13 @@ class _Run:
             speaker.reason = "stop"
             return speaker.release()
         event = TokenEvent(
-            sequence=speaker.sequence, position=len(speaker.ids), id=token, text="", logprob=float(mixed_V[token]),
+            sequence=speaker.sequence,
+            position=len(speaker.ids),
+            id=token,
+            text="",
+            logprob=float(mixed_V[token]),
             thought=thought,
-        )  # fmt: skip
+        )
         last = speaker.emitted + 1 == self.settings.max_new_tokens
         out = speaker.push(event, last)
         if speaker.reason is None and len(speaker.ids) + self.thinker.length + 2 > self.limit:
@@ -403,7 +463,7 @@ class _Run:
 
 
 def suppression_of(model: ThinkingModel, stop_ids: frozenset[int]) -> Suppression:
-    """What the base's generation config forbids to say; its settings that are not used are named in one warning."""
+    """Tokens that the base's generation config suppresses; its settings that are not used are named in one warning."""
     config = getattr(model.decoder_lm, "generation_config", None)
     found = Suppression.of(config, model.vocabulary, tuple(stop_ids))
     if found.unused:

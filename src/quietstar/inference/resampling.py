@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quietstar.arguments import at_least, checked
 from quietstar.engine import memory, noise
-from quietstar.engine.model import UNEMBED_ROWS, ThinkingModel, chunks
+from quietstar.engine.model import ThinkingModel, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import flipped, kl_divergence
 from quietstar.errors import QuietStarError
@@ -58,11 +58,15 @@ class Resampled:
 
         return pd.DataFrame(
             {
-                "thought": self.texts, "weight": self.mixing_weight.tolist(), "kl": self.kl.tolist(),
-                "flipped": self.flipped.tolist(), "without": self.base[0].text,
-                "with": [one[0].text for one in self.mixed], "only": [one[0].text for one in self.only],
+                "thought": self.texts,
+                "weight": self.mixing_weight.tolist(),
+                "kl": self.kl.tolist(),
+                "flipped": self.flipped.tolist(),
+                "without": self.base[0].text,
+                "with": [one[0].text for one in self.mixed],
+                "only": [one[0].text for one in self.only],
             }
-        )  # fmt: skip
+        )
 
     def _repr_html_(self) -> str:
         frame = self.to_pandas()
@@ -99,20 +103,34 @@ def resample_ids(
     if n < 1:
         raise QuietStarError(f"n must be at least 1, got {n}")
     control = Control.parse(control)
-    if control.name == "none":
-        raise QuietStarError("control 'none' has no thought to resample; the prediction is the base prediction")
+    if not control.thinks:
+        raise QuietStarError(f"control '{control}' has no thought to resample; the prediction is the base prediction")
     length = model.config.thought_length if thought_length is None else thought_length
     temperature = thought_temperature if n > 1 or thought_temperature else None
     check_thinking(length, n, temperature)
     forced = None if thoughts is None else thoughts[None, None]
     thinker = Thinker(
-        model, length if forced is None else forced.shape[3], n, default_temperature(temperature, n), seed, control,
-        mixing_weight, forced, show,
-    )  # fmt: skip
+        model,
+        length=length if forced is None else forced.shape[3],
+        samples=n,
+        temperature=default_temperature(temperature, n),
+        seed=seed,
+        control=control,
+        mixing_weight=mixing_weight,
+        forced=forced,
+        show=show,
+    )
     context = ids[: position + 1]
     thinker.check(context)
-    memory.thinking(model, [len(context)], n, thinker.length, samples=n, advice="ask for fewer thoughts (n)",
-                    kept=2 * show * memory.CHOICE)  # fmt: skip
+    memory.thinking(
+        model,
+        lengths=[len(context)],
+        rows=n,
+        length=thinker.length,
+        samples=n,
+        advice="ask for fewer thoughts (n)",
+        kept=2 * show * memory.CHOICE,
+    )
     if prefix is None or hidden is None:
         prefix, hidden = model.read(torch.tensor([context], device=model.device))
     ids_1N = torch.tensor([context], device=model.device)
@@ -121,26 +139,32 @@ def resample_ids(
     products_1V = model.products(hidden, position_1)
     base_V = model.logprobs(products_1V)[0]
     thought = thinker.think(prefix, [0], [position], [0])
-    parts = []
-    for r in chunks(n, UNEMBED_ROWS):
+    weights, divergences, flips = [], [], []
+    mixed: list[list[Choice]] = []
+    only: list[list[Choice]] = []
+    for r in chunks(n, model.budget.logit_rows):
         base_RE = hidden.expand(len(thought.hidden[r]), -1)
         products_RV = products_1V.expand(len(base_RE), -1)
         w_R, mixed_RV, only_RV = model.predict(
             base_RE, thought.hidden[r], thinker.weight, products_RV, position=position_1
         )
-        parts.append(
-            (
-                w_R, kl_divergence(mixed_RV, base_V.expand_as(mixed_RV)),
-                flipped(base_V.expand_as(mixed_RV), mixed_RV, floor.logprob),
-                thinker.choices(mixed_RV, context), thinker.choices(only_RV, context),
-            )
-        )  # fmt: skip
+        base_RV = base_V.expand_as(mixed_RV)
+        weights.append(w_R)
+        divergences.append(kl_divergence(mixed_RV, base_RV))
+        flips.append(flipped(base_RV, mixed_RV, floor.logprob))
+        mixed += thinker.choices(mixed_RV, context)
+        only += thinker.choices(only_RV, context)
     return Resampled(
-        position=position, control=str(control), thoughts=thought.tokens,
+        position=position,
+        control=str(control),
+        thoughts=thought.tokens,
         texts=[thinker.text(tokens, context) for tokens in thought.tokens.tolist()],
         token_logprobs=thought.logprobs,
-        mixing_weight=torch.cat([part[0] for part in parts]), kl=torch.cat([part[1] for part in parts]),
-        flipped=torch.cat([part[2] for part in parts]), base=thinker.choices(base_V[None], context)[0],
-        mixed=[choices for part in parts for choices in part[3]],
-        only=[choices for part in parts for choices in part[4]], noise=floor,
-    )  # fmt: skip
+        mixing_weight=torch.cat(weights),
+        kl=torch.cat(divergences),
+        flipped=torch.cat(flips),
+        base=thinker.choices(base_V[None], context)[0],
+        mixed=mixed,
+        only=only,
+        noise=floor,
+    )

@@ -16,17 +16,27 @@ from torch import Tensor
 
 from quietstar.arguments import checked
 from quietstar.engine import memory, noise
-from quietstar.engine.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
+from quietstar.engine.budgets import rows_at_once
+from quietstar.engine.model import Place, ThinkingModel, Thought, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence
 from quietstar.errors import QuietStarError
 from quietstar.events import NoiseFloor
-from quietstar.inference import controls as interventions
-from quietstar.inference.controls import Control
+from quietstar.inference.controls import Control, Own
 from quietstar.text import pieces, text_of, visible
 
-_STATE_BUDGET = 96e6  # bytes of key/value states of the rows that are alive at once
-_MOST_ROWS = 256
+_BY_POSITION = (  # fields of a score with one entry for each position that predicts a token
+    "base_logprobs",
+    "mixed_logprobs",
+    "thought_logprobs",
+    "mixing_weight",
+    "kl",
+    "entropy",
+    "flipped",
+    "thoughts",
+    "token_logprobs",
+    "sample_mixed_logprobs",
+)
 
 
 @checked
@@ -34,8 +44,8 @@ _MOST_ROWS = 256
 class Score:
     """Predictions of a text's true next tokens; position i predicts token i + 1. All in nats.
 
-    Where a sequence is padding the numbers are NaN, so that a mean which forgets them shows it. With several samples
-    the mixed (thought-only) probability is the mean over the samples' probabilities: log-mean-exp.
+    Where a sequence is padding the numbers are NaN, so that a mean that includes them is NaN, too. With several
+    samples the mixed (thought-only) probability is the mean over the samples' probabilities: log-mean-exp.
 
     Args:
         ids: (B, N) tokens, real ones first. mask: (B, N) True at real tokens.
@@ -50,7 +60,7 @@ class Score:
         thoughts: (B, N - 1, P, T) tokens; -1 in padding.
         token_logprobs: (B, N - 1, P, T) log-probability of each thought token when it was thought.
         sample_mixed_logprobs: (B, N - 1, P) as mixed_logprobs, each sample alone.
-        control: which control these numbers belong to ("own" unless asked).
+        control: which control these numbers belong to.
         controls: further controls computed on the same thoughts, by name.
         noise: what rounding alone changes in these numbers; None where nothing was thought.
     """
@@ -83,7 +93,7 @@ class Score:
         return float(-values[self.real].mean())
 
     def thought_text(self, sequence: int, position: int, sample: int = 0) -> str:
-        """One thought as text, read behind the text up to its column."""
+        """One thought as text, decoded after the text up to its column."""
         for name, value, count in zip(
             ("sequence", "position", "sample"), (sequence, position, sample), self.thoughts.shape, strict=False
         ):
@@ -120,8 +130,7 @@ class Score:
         for b in range(self.ids.shape[0]):
             span = self._span(b)
             row: dict[str, Any] = {"ids": self.ids[b, span].tolist()}
-            for name in ("base_logprobs", "mixed_logprobs", "thought_logprobs", "mixing_weight", "kl", "entropy",
-                         "flipped", "thoughts", "token_logprobs", "sample_mixed_logprobs"):  # fmt: skip
+            for name in _BY_POSITION:
                 row[name] = getattr(self, name)[b, span.start : max(span.start, span.stop - 1)].tolist()
             out["sequences"].append(row)
         if self.controls:
@@ -139,13 +148,18 @@ class Score:
             texts = pieces(self.tokenizer, ids) if self.tokenizer is not None else [str(i) for i in ids]
             for i in range(span.start, span.stop - 1):
                 record = {
-                    "sequence": b, "position": i - span.start,
-                    "token": texts[i - span.start], "next_token": texts[i - span.start + 1],
-                    "base": float(self.base_logprobs[b, i]), "mixed": float(self.mixed_logprobs[b, i]),
-                    "thought_only": float(self.thought_logprobs[b, i]), "weight": float(self.mixing_weight[b, i]),
-                    "kl": float(self.kl[b, i]), "entropy": float(self.entropy[b, i]),
+                    "sequence": b,
+                    "position": i - span.start,
+                    "token": texts[i - span.start],
+                    "next_token": texts[i - span.start + 1],
+                    "base": float(self.base_logprobs[b, i]),
+                    "mixed": float(self.mixed_logprobs[b, i]),
+                    "thought_only": float(self.thought_logprobs[b, i]),
+                    "weight": float(self.mixing_weight[b, i]),
+                    "kl": float(self.kl[b, i]),
+                    "entropy": float(self.entropy[b, i]),
                     "flipped": bool(self.flipped[b, i]),
-                }  # fmt: skip
+                }
                 if self.tokenizer is not None and self.thoughts.shape[2]:
                     record["thought"] = self.thought_text(b, i)
                 for name, score in self.controls.items():
@@ -187,20 +201,26 @@ def score_ids(
     temperature = default_temperature(thought_temperature, samples)
     model.check_fits(max(lengths), length)
     memory.thinking(
-        model, lengths, samples * sum(lengths), length, samples=samples,
+        model,
+        lengths=lengths,
+        rows=samples * sum(lengths),
+        length=length,
+        samples=samples,
         advice="give fewer samples, shorter thoughts or less text at once",
         kept=(1 + len(controls)) * (12 * length + 40),
-    )  # fmt: skip
+    )
+    wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
+    for one in wanted:
+        one.check(length)
     prefix, base_BNE = model.read(ids, lengths)
     place = Place.every(lengths, samples, ids.device)
-    wanted = list(dict.fromkeys(Control.parse(c) for c in (control, *controls)))
 
     floors: dict[float | None, NoiseFloor] = {}
 
     def run(one: Control, tokens: Tensor | None) -> Score:
         weight = mixing_weight if one.weight is None else one.weight
         floor = None
-        if one.name != "none" and len(place):
+        if one.thinks and len(place):
             if weight not in floors:
                 floors[weight] = noise.measure(model, prefix, noise.spread(lengths), ids, base_BNE, length, weight)
             floor = floors[weight]
@@ -208,44 +228,38 @@ def score_ids(
         table = _Table(model, prefix, base_BNE, ids, mask, samples, width, floor)
         for r in chunks(len(place), rows_at_once(prefix, length, samples)):
             thought = None
-            if one.name != "none":
+            if one.thinks:
                 thought = model.think(
-                    prefix, place[r], length=length, temperature=temperature, seed=seed,
+                    prefix,
+                    place[r],
+                    length=length,
+                    temperature=temperature,
+                    seed=seed,
                     tokens=None if tokens is None else tokens[r],
-                )  # fmt: skip
+                )
             table.fill(place[r], thought, weight)
         return table.score(str(one))
 
-    where = (place.sequence, place.position, place.sample)
     own_BNPT = None if thoughts is None else thoughts.to(ids.device)
     results: list[Score] = []
     sampled: Score | None = None
-    if own_BNPT is None and any(one.needs_thoughts for one in wanted):
-        sampled = run(Control("own"), None)
+    if own_BNPT is None and any(one.needs_own for one in wanted):
+        sampled = run(Own(), None)
         own_BNPT = sampled.thoughts
     for one in wanted:
-        if one.name == "own" and sampled is not None:
+        if one == Own() and sampled is not None:
             results.append(sampled)
             continue
-        if own_BNPT is None:  # none and filler need no thought of the model's
+        if own_BNPT is None:  # no control needs the model's own thoughts
             own = torch.zeros(len(place), length, dtype=torch.long, device=ids.device)
-        elif one.name == "donor":
-            own = _donated(model, own_BNPT, place, seed)
         else:
-            own = own_BNPT[where]
-        results.append(run(one, interventions.replace(one, own, seed, *where, model.filler_token)))
+            own = own_BNPT[place.sequence, one.source(place, seed), place.sample]
+        results.append(run(one, one.replace(own, place, seed, model.filler_token)))
     first = results[0]
     first.controls = {score.control: score for score in results[1:]}
     for score in results:
         score.tokenizer = model.tokenizer
     return first
-
-
-def _donated(model: ThinkingModel, own_BNPT: Tensor, place: Place, seed: int) -> Tensor:
-    """The thoughts (R, T) of earlier positions; filler at the first position."""
-    donor_R = interventions.donor_positions(seed, place.sequence, place.position)
-    given_RT = own_BNPT[place.sequence, donor_R.clamp_min(0), place.sample]
-    return torch.where(donor_R[:, None] >= 0, given_RT, model.filler_token)
 
 
 def check_thinking(length: int, samples: int, temperature: float | None, mixing_weight: float | None = None) -> None:
@@ -271,22 +285,20 @@ def default_temperature(temperature: float | None, samples: int) -> float:
     return 0.0 if samples == 1 else 1.0
 
 
-def rows_at_once(prefix: Prefix, length: int, samples: int) -> int:
-    """How many rows think together, all samples of a position with it; bounded by memory, not by the text."""
-    states = next(iter(prefix.layers.values())).key
-    assert states is not None
-    per_row = 2 * len(prefix.layers) * states.shape[1] * states.shape[3] * states.element_size() * (length + 2)
-    rows = int(max(32, min(_MOST_ROWS, _STATE_BUDGET // max(1, per_row))))
-    return max(1, rows // samples) * samples
-
-
 class _Table:
     """Collects the numbers of one control, row by row, into (B, N - 1, P) tables."""
 
     def __init__(
-        self, model: ThinkingModel, prefix: Prefix, base: Tensor, ids: Tensor, mask: Tensor, samples: int, length: int,
+        self,
+        model: ThinkingModel,
+        prefix: Prefix,
+        base: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        samples: int,
+        length: int,
         noise: NoiseFloor | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.noise = noise
         self.model, self.base, self.ids, self.mask = model, base, ids, mask
         shape = (ids.shape[0], max(0, ids.shape[1] - 1))
@@ -308,7 +320,7 @@ class _Table:
             where = (place.sequence, place.position, place.sample)
             self.thoughts[where] = thought.tokens
             self.token_logprobs[where] = thought.logprobs
-        step = max(1, UNEMBED_ROWS // self.samples) * self.samples  # all samples of a position together
+        step = max(1, self.model.budget.logit_rows // self.samples) * self.samples  # all samples of a position together
         for r in chunks(len(place), step):
             self._fill(place[r], None if thought is None else thought.hidden[r], weight)
 
@@ -341,10 +353,21 @@ class _Table:
         self.flips[b, i] = flipped(base_QV, together_QV, 0.0 if self.noise is None else self.noise.logprob)
 
     def score(self, control: str) -> Score:
+        """The score made of these tables."""
         together, only = (average(values[..., None])[..., 0] for values in (self.mixed, self.only))
         return Score(
-            ids=self.ids, mask=self.mask, base_logprobs=self.base_logprobs, mixed_logprobs=together,
-            thought_logprobs=only, mixing_weight=self.weight.mean(-1), kl=self.kl, entropy=self.entropy,
-            flipped=self.flips, thoughts=self.thoughts, token_logprobs=self.token_logprobs,
-            sample_mixed_logprobs=self.mixed, control=control, noise=self.noise,
-        )  # fmt: skip
+            ids=self.ids,
+            mask=self.mask,
+            base_logprobs=self.base_logprobs,
+            mixed_logprobs=together,
+            thought_logprobs=only,
+            mixing_weight=self.weight.mean(-1),
+            kl=self.kl,
+            entropy=self.entropy,
+            flipped=self.flips,
+            thoughts=self.thoughts,
+            token_logprobs=self.token_logprobs,
+            sample_mixed_logprobs=self.mixed,
+            control=control,
+            noise=self.noise,
+        )

@@ -1,4 +1,4 @@
-"""One sequence on its way to text: its ids, what is held back for a stop string, how it ended.
+"""One sequence as text: its ids, what is held back for a stop string, how it ended.
 
 Knows tokens, text and events; knows nothing about models or how tokens are chosen.
 """
@@ -86,6 +86,12 @@ class Speaker:
         if self.stream is not None and self.reason != "stop_string":
             self.text += self.stream.flush()
         return End(
-            sequence=self.sequence, reason=self.reason or "length", text=self.text, tokens=self.emitted,
-            thoughts=self.thoughts, seconds=round(seconds, 4), drafted=self.drafted, accepted=self.accepted,
-        )  # fmt: skip
+            sequence=self.sequence,
+            reason=self.reason or "length",
+            text=self.text,
+            tokens=self.emitted,
+            thoughts=self.thoughts,
+            seconds=round(seconds, 4),
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation config forbids the model to say: tokens, tokens at the beginning, and sequences.
+"""Tokens that a checkpoint's generation config suppresses: always, at the beginning, and at the end of sequences.
 
 `suppress_tokens`, `begin_suppress_tokens` and `bad_words_ids` are honoured for every emitted token, drafted or not;
 thoughts are private and stay free. Other settings there that would change the output are named once and not used.
@@ -14,14 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# settings of a generation config that change greedy output and that nothing here applies, with what changes nothing
+# settings of a generation config that change greedy output and are not applied here, with their neutral values
 _UNUSED: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0), "min_length": (None, 0), "min_new_tokens": (None, 0),
-    "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "exponential_decay_length_penalty": (None,),
-    "sequence_bias": (None, {}), "num_beams": (None, 1), "guidance_scale": (None, 1.0), "penalty_alpha": (None, 0),
-    "stop_strings": (None, [], ()), "token_healing": (None, False), "watermarking_config": (None,),
-}  # fmt: skip
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "sequence_bias": (None, {}),
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1.0),
+    "penalty_alpha": (None, 0),
+    "stop_strings": (None, [], ()),
+    "token_healing": (None, False),
+    "watermarking_config": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Suppression:
 
     @classmethod
     def of(cls, config: Any, vocabulary: int, stop_ids: Sequence[int] = ()) -> Suppression:
-        """What a generation config says; ids outside the vocabulary say nothing.
+        """Read a generation config; ids outside the vocabulary are ignored.
 
         A bad word of one token that ends the answer is left out, as in transformers.
         """
@@ -52,9 +63,11 @@ class Suppression:
         single = tuple(word[0] for word in words if len(word) == 1 and word[0] not in stop_ids)
         unused = tuple(name for name, nothing in _UNUSED.items() if getattr(config, name, None) not in nothing)
         return cls(
-            ids("suppress_tokens") + single, ids("begin_suppress_tokens"),
-            tuple(word for word in words if len(word) > 1), unused,
-        )  # fmt: skip
+            ids("suppress_tokens") + single,
+            ids("begin_suppress_tokens"),
+            tuple(word for word in words if len(word) > 1),
+            unused,
+        )
 
     def __bool__(self) -> bool:
         return bool(self.always or self.first or self.sequences)
@@ -65,7 +78,7 @@ class Suppression:
         return [*self.always, *(self.first if emitted == 0 else ()), *ends]
 
     def apply(self, logits_MV: Tensor, texts: Sequence[Sequence[int]], emitted: Sequence[int]) -> Tensor:
-        """Logits or log-probabilities (M, V) with what is banned behind each text at minus infinity."""
+        """Logits or log-probabilities (M, V) with what is banned after each text at minus infinity."""
         banned = [self.banned(text, count) for text, count in zip(texts, emitted, strict=True)]
         rows = [m for m, ids in enumerate(banned) for _ in ids]
         if not rows:

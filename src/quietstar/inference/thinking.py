@@ -1,6 +1,14 @@
-"""Thinking at chosen places under one set of settings: own, controlled or given thoughts, and the event they make.
+"""Thinking at chosen places under one set of settings: own thoughts, given ones or those of a control.
 
-Knows the model, controls and events; knows nothing about which places are asked for, or what is emitted.
+Top down, for M places with P samples each:
+
+1. `Thinker.think` thinks at all places in parallel, one row a sample, in chunks that fit the budget of the device.
+2. `Thinker.predictions` mixes each place's thoughts into its base prediction.
+3. `Thinker.event` describes one place: its thoughts, and the likeliest next tokens without, with and from them alone.
+
+Knows the model, controls and events; knows nothing about which places are chosen, or what is emitted.
+
+Shapes: M places · P samples · R = M P rows · T thought tokens · E hidden size · V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,14 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quietstar.engine.model import UNEMBED_ROWS, Place, ThinkingModel, Thought, chunks
+from quietstar.engine.budgets import rows_at_once
+from quietstar.engine.model import Place, ThinkingModel, Thought, chunks
 from quietstar.engine.rows import Prefix
 from quietstar.engine.sampling import average, entropy, flipped, kl_divergence, top
 from quietstar.errors import QuietStarError
 from quietstar.events import Choice, NoiseFloor, Sample, ThoughtEvent
-from quietstar.inference import controls as interventions
 from quietstar.inference.controls import Control
-from quietstar.inference.scoring import rows_at_once
 from quietstar.text import pieces
 
 
@@ -35,11 +42,11 @@ class Prediction:
 
 @dataclass
 class Thinker:
-    """How thoughts are thought and told.
+    """How to think, and how to describe thoughts in events.
 
     Args:
         length: T. samples: P thoughts a place. temperature: of thought tokens. seed: of all randomness.
-        control: what stands in the own thought's place. mixing_weight: a fixed w, or None for the head's.
+        control: which thoughts to predict with. mixing_weight: a fixed w, or None for the mixing head's.
         forced: thought tokens (B, positions, P, T) for the first emitted tokens, or None.
         show: how many of the likeliest tokens a thought event names.
     """
@@ -55,28 +62,31 @@ class Thinker:
     show: int = 5
 
     def __post_init__(self) -> None:
-        if self.control.name == "truncated" and (self.control.keep or 0) > self.length:
+        self.control.check(self.length)
+        if self.control.needs_earlier and self.forced is not None:
             raise QuietStarError(
-                f"control truncated:{self.control.keep} keeps more than the thought's {self.length} tokens"
+                f"thoughts= cannot be combined with the {self.control} control, which samples thoughts of its own"
             )
-        if self.control.name == "donor" and self.forced is not None:
-            raise QuietStarError("thoughts= and the donor control exclude each other: the donor's thought is sampled")
         self.weight = self.mixing_weight if self.control.weight is None else self.control.weight
 
     def check(self, ids: list[int]) -> None:
-        """Refuse a text that cannot be thought behind."""
+        """Refuse a prompt that no thought can follow.
+
+        Raises:
+            QuietStarError: it is empty, too short for the control, or too long for the model's context.
+        """
         if not ids:
             raise QuietStarError("the prompt is empty; give at least one token of text")
-        if self.control.name == "donor" and len(ids) < 2:
-            raise QuietStarError("the donor control needs a prompt of two tokens or more")
+        if self.control.needs_earlier and len(ids) < 2:
+            raise QuietStarError(f"the {self.control} control needs a prompt of two tokens or more")
         self.model.check_fits(len(ids), self.length, "prompt")
 
     @property
     def passes(self) -> int:
         """How many passes of the model, one after another, a thought takes."""
-        given = self.forced is not None or self.control.name == "filler"
-        replaced = self.control.name in ("shuffled", "donor", "truncated")
-        return 1 if given else max(2, self.length + 1) + replaced
+        known = self.forced is not None or (self.control.thinks and not self.control.needs_own)
+        replaced = self.control.needs_own and not self.control.keeps_own
+        return 1 if known else max(2, self.length + 1) + replaced
 
     def think(self, prefix: Prefix, sequence: list[int], position: list[int], step: list[int]) -> Thought:
         """Think P times at each of M places in parallel, all samples of a place together; M * P rows.
@@ -85,102 +95,126 @@ class Thinker:
             sequence, position: (M,) the places, ascending. step: (M,) tokens emitted before each, which chooses
                 among the forced thoughts.
         """
+        # 1. One row for each sample of each place; the samples of a place lie together.
         table = np.repeat(np.array([sequence, position]), self.samples, axis=1)
         sample = np.tile(np.arange(self.samples), len(position))
         place = Place(*torch.from_numpy(np.concatenate([table, sample[None]])).to(self.model.device))
         step_R = torch.tensor(step, device=self.model.device).repeat_interleave(self.samples)
+        # 2. Think in chunks of rows.
         size = rows_at_once(prefix, self.length, self.samples)
-        parts = [self._think(prefix, place[r], step_R[r]) for r in chunks(len(place), size)]
-        if len(parts) == 1:
-            return parts[0]
-        return Thought(*(torch.cat(x) for x in zip(*((p.tokens, p.logprobs, p.hidden) for p in parts), strict=True)))
+        return Thought.joined([self._think(prefix, place[r], step_R[r]) for r in chunks(len(place), size)])
 
     def _think(self, prefix: Prefix, place: Place, step: Tensor) -> Thought:
-        """One chunk of rows; rows with a forced thought and rows without go separately."""
+        """Think at one chunk of rows; rows with a forced thought and rows without are run separately."""
         if self.forced is None:
             return self._controlled(prefix, place, None)
-        given_R = step < self.forced.shape[1]
-        forced = self.forced.to(place.sequence.device)
-        if bool(given_R.all()):
-            return self._controlled(prefix, place, forced[place.sequence, step, place.sample])
-        if not bool(given_R.any()):
-            return self._controlled(prefix, place, None)
-        own = self._controlled(prefix, place[~given_R], None)
-        where = place[given_R]
-        given = self._controlled(prefix, where, forced[where.sequence, step[given_R], where.sample])
-        order = torch.cat([(~given_R).nonzero()[:, 0], given_R.nonzero()[:, 0]]).argsort()
-        return Thought(
-            torch.cat([own.tokens, given.tokens])[order], torch.cat([own.logprobs, given.logprobs])[order],
-            torch.cat([own.hidden, given.hidden])[order],
-        )  # fmt: skip
+        is_forced_R = step < self.forced.shape[1]
+        forced_rows, free_rows = is_forced_R.nonzero()[:, 0], (~is_forced_R).nonzero()[:, 0]
+        parts = []
+        if len(free_rows):
+            parts.append(self._controlled(prefix, place[free_rows], None))
+        if len(forced_rows):
+            where = place[forced_rows]
+            tokens_RT = self.forced.to(step.device)[where.sequence, step[forced_rows], where.sample]
+            parts.append(self._controlled(prefix, where, tokens_RT))
+        return Thought.joined(parts)[torch.cat([free_rows, forced_rows]).argsort()]
 
     def _controlled(self, prefix: Prefix, place: Place, given: Tensor | None) -> Thought:
-        """Think at `place`, or put there what the control says; `given` tokens (R, T) stand for own ones."""
+        """Think at `place` with the control's thoughts, made of the own ones or of the `given` tokens (R, T)."""
         model, control = self.model, self.control
-        settings = dict(length=self.length, temperature=self.temperature, seed=self.seed)
-        if control.name not in ("own", "only"):
-            where = place
-            if control.name == "donor":  # a thought the model has at some earlier position of the same text
-                earlier = interventions.donor_positions(self.seed, place.sequence, place.position)
-                where = Place(place.sequence, earlier.clamp_min(0), place.sample)
-            if control.name == "filler":
-                given = torch.zeros(len(place), self.length, dtype=torch.long, device=model.device)
-            elif given is None:
-                given = model.think(prefix, where, **settings).tokens  # type: ignore[arg-type]
-            given = interventions.replace(
-                control, given, self.seed, place.sequence, place.position, place.sample, model.filler_token
+
+        def think(where: Place, tokens: Tensor | None) -> Thought:
+            return model.think(
+                prefix, where, length=self.length, temperature=self.temperature, seed=self.seed, tokens=tokens
             )
-        return model.think(prefix, place, tokens=given, **settings)  # type: ignore[arg-type]
+
+        if control.keeps_own:
+            return think(place, given)
+        # 1. The own thoughts that the control starts from, sampled unless they are given or not needed.
+        if not control.needs_own:
+            own = torch.zeros(len(place), self.length, dtype=torch.long, device=model.device)
+        elif given is not None:
+            own = given
+        else:
+            own = think(Place(place.sequence, control.source(place, self.seed), place.sample), None).tokens
+        # 2. What the control makes of them, thought at the places themselves.
+        return think(place, control.replace(own, place, self.seed, model.filler_token))
 
     def predictions(
         self, base_ME: Tensor, products_MV: Tensor, thought_RE: Tensor, position: list[int]
     ) -> Iterator[Prediction]:
-        """One prediction a place; computed as they are asked for.
+        """One prediction a place, computed lazily: a caller that stops early saves the rest.
 
         Args:
             base_ME, products_MV: base states and their products with the output layer. thought_RE: M * P states at the
                 ends of the thoughts. position: (M,) where.
         """
         position_M = torch.tensor(position, device=base_ME.device)
-        for m in chunks(len(base_ME), max(1, UNEMBED_ROWS // self.samples)):
-            r = slice(m.start * self.samples, m.stop * self.samples)
+        places_at_once = max(1, self.model.budget.logit_rows // self.samples)
+        for places in chunks(len(base_ME), places_at_once):
+            rows = slice(places.start * self.samples, places.stop * self.samples)
+            base_RE, products_RV, position_R = (
+                x[places].repeat_interleave(self.samples, 0) for x in (base_ME, products_MV, position_M)
+            )
             w_R, mixed_RV, only_RV = self.model.predict(
-                base_ME[m].repeat_interleave(self.samples, 0), thought_RE[r], self.weight,
-                products_MV[m].repeat_interleave(self.samples, 0),
-                position=position_M[m].repeat_interleave(self.samples),
-            )  # fmt: skip
-            for n in chunks(len(w_R), self.samples):
-                yield Prediction(w_R[n], mixed_RV[n], only_RV[n])
+                base_RE, thought_RE[rows], self.weight, products_RV, position=position_R
+            )
+            for samples in chunks(len(w_R), self.samples):
+                yield Prediction(w_R[samples], mixed_RV[samples], only_RV[samples])
 
     def event(
-        self, sequence: int, context: list[int], trigger: str, base_V: Tensor, thought: Thought, found: Prediction,
+        self,
+        sequence: int,
+        context: list[int],
+        trigger: str,
+        base_V: Tensor,
+        thought: Thought,
+        found: Prediction,
         noise: NoiseFloor,
-    ) -> tuple[ThoughtEvent, Tensor, Tensor]:  # fmt: skip
-        """The thought event of one place behind `context`, and its log-probabilities (V,), mixed and from it alone."""
+    ) -> tuple[ThoughtEvent, Tensor, Tensor]:
+        """Describe one place.
+
+        Args:
+            sequence: its number in the batch. context: the token ids up to the place. trigger: the rules that fired.
+            base_V: base log-probabilities. thought, found: the P thoughts there and the predictions with them.
+            noise: what rounding alone changes; a smaller change of the likeliest token is no flip.
+
+        Returns:
+            the event, and the samples' mean predictions as log-probabilities (V,): mixed, and from the thoughts alone.
+        """
         mixed_V, only_V = average(found.mixed), average(found.only)
         base, mixed, only = self.choices(torch.stack([base_V, mixed_V, only_V]), context)
         event = ThoughtEvent(
-            sequence=sequence, position=len(context) - 1, trigger=trigger, control=str(self.control),
-            samples=[
-                Sample(
-                    ids=tokens.tolist(), text="".join(parts), logprobs=[round(x, 5) for x in logprobs.tolist()],
-                    weight=float(w), pieces=parts,
-                )
-                for tokens, logprobs, w in zip(thought.tokens, thought.logprobs, found.weight, strict=True)
-                for parts in [self.pieces(tokens.tolist(), context)]
-            ],
-            weight=float(found.weight.mean()), base=base, mixed=mixed,
-            only=only, flipped=bool(flipped(base_V, mixed_V, noise.logprob)),
-            kl=float(kl_divergence(mixed_V, base_V)), entropy=float(entropy(base_V)),
-        )  # fmt: skip
+            sequence=sequence,
+            position=len(context) - 1,
+            trigger=trigger,
+            control=str(self.control),
+            samples=self._samples(thought, found.weight, context),
+            weight=float(found.weight.mean()),
+            base=base,
+            mixed=mixed,
+            only=only,
+            flipped=bool(flipped(base_V, mixed_V, noise.logprob)),
+            kl=float(kl_divergence(mixed_V, base_V)),
+            entropy=float(entropy(base_V)),
+        )
         return event, mixed_V, only_V
 
+    def _samples(self, thought: Thought, weight: Tensor, context: list[int]) -> list[Sample]:
+        """The P thoughts of one place after `context` with their mixing weights (P,), as they are recorded."""
+        samples = []
+        for ids, logprobs, w in zip(thought.tokens.tolist(), thought.logprobs.tolist(), weight.tolist(), strict=True):
+            parts = self.pieces(ids, context)
+            rounded = [round(x, 5) for x in logprobs]
+            samples.append(Sample(ids=ids, text="".join(parts), logprobs=rounded, weight=w, pieces=parts))
+        return samples
+
     def pieces(self, ids: list[int], context: list[int]) -> list[str]:
-        """One string a token of `ids` behind `context`, none without a tokenizer."""
+        """One string for each token of `ids` after `context`; no strings without a tokenizer."""
         return [] if self.model.tokenizer is None else pieces(self.model.tokenizer, ids, context)
 
     def text(self, ids: list[int], context: list[int]) -> str:
-        """The text of `ids` behind `context`."""
+        """The text of `ids` after `context`."""
         return "".join(self.pieces(ids, context))
 
     def choices(self, logprobs: Tensor, context: list[int]) -> list[list[Choice]]:

@@ -1,8 +1,11 @@
-"""Triggers: the rule that decides whether to think at a position, before any thought is paid for.
+"""Triggers: the rule that decides whether to think at a position, before any thought is computed.
 
-always · never · random(p) · weight(t) · entropy(t) · marker · every(k), alone or combined: `a | b` (or `a or b`) thinks
-where either asks, `a & b` (or `a and b`) where both do; & binds tighter. `name:x` may stand for `name(x)`, so that a
-shell needs no quotes.
+always · never · random(p) · weight(threshold) · entropy(threshold) · marker · every(k), alone or combined: `a | b` (or
+`a or b`) thinks where either rule fires, `a & b` (or `a and b`) where both do; & binds tighter. `name:x` may stand for
+`name(x)`, so that a shell needs no quotes.
+
+Another package adds a rule through the entry point group `quietstar.triggers`: the entry point's name is the rule's,
+and it points to a subclass of `Rule`. Knows base predictions and positions; knows nothing about thoughts.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +24,7 @@ from torch import Tensor
 from quietstar.arguments import checked, shown
 from quietstar.engine.sampling import TRIGGER, best, entropy, uniforms
 from quietstar.errors import QuietStarError
+from quietstar.inference.registry import Registry
 
 
 @dataclass
@@ -27,9 +33,9 @@ class Moment:
 
     Args:
         logits: base logits (M, V) in fp32, markers not banned.
-        weight: gives w(h, h), (M,), on request.
+        weight: computes the mixing weight w(h, h) of the base states with themselves, (M,).
         step: (M,) how many tokens were emitted before this one.
-        sequence, position: (M,) keys of the random trigger. seed: its seed.
+        sequence, position: (M,) where; with `seed` the keys of random numbers.
         marker_id: vocabulary row of the start marker, or None.
     """
 
@@ -43,44 +49,133 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One trigger with its number, e.g. weight(0.05)."""
+class Rule(ABC):
+    """One rule with its number, e.g. weight(0.05). A subclass sets the class attributes and says when it fires.
 
-    name: str
-    number: float | None = None
+    Args:
+        number: the number in parentheses, within `limits`; 0 where the rule takes none.
+    """
+
+    number: float = 0.0
+
+    name: ClassVar[str]
+    number_name: ClassVar[str | None] = None  # stands for the number in messages; None: the rule takes no number
+    limits: ClassVar[tuple[float, float]] = (-math.inf, math.inf)  # lowest and highest number
+    whole: ClassVar[bool] = False  # True: the number must be whole
+    example: ClassVar[str] = "0.05"  # a number for messages
+    needs_marker: ClassVar[bool] = False  # True: it works only with a vocabulary that has a start marker
 
     def __str__(self) -> str:
-        return self.name if self.number is None else f"{self.name}({self.number:g})"
+        return self.name if self.number_name is None else f"{self.name}({self.number:g})"
+
+    @abstractmethod
+    def fires(self, moment: Moment) -> list[bool]:
+        """Whether to think, one answer for each of the M positions."""
+
+    @classmethod
+    def read(cls, given: str | None) -> Rule:
+        """The rule with its number as text, None where none is given.
+
+        Raises:
+            QuietStarError: the number is missing, not wanted, or not allowed.
+        """
+        if cls.number_name is None:
+            if given is not None:
+                raise QuietStarError(f"trigger {cls.name!r} takes no number, got {shown(given)}")
+            return cls()
+        if given is None:
+            raise QuietStarError(f"trigger {cls.name!r} needs a number, as in {cls.name}({cls.example})")
+        try:
+            number = float(given)
+        except ValueError:
+            number = math.nan
+        lowest, highest = cls.limits
+        if not lowest <= number <= highest or math.isinf(number) or (cls.whole and number != int(number)):
+            kind = "a whole number" if cls.whole else "a number"
+            raise QuietStarError(
+                f"trigger {cls.name!r} needs {kind} from {lowest:g} to {highest:g}, got {shown(given)}"
+            )
+        return cls(number)
+
+
+RULES: Registry[Rule] = Registry(Rule, "trigger", "quietstar.triggers")  # type: ignore[type-abstract]
+
+
+@RULES.add
+class Always(Rule):
+    """Think at every position."""
+
+    name = "always"
 
     def fires(self, moment: Moment) -> list[bool]:
-        """Whether to think, one answer a position."""
-        count = len(moment.position)
-        number = math.nan if self.number is None else self.number
-        if self.name == "random":
-            drawn = uniforms(moment.seed, TRIGGER, moment.sequence, moment.position)
-            return [bool(u < number) for u in drawn]
-        if self.name == "every":
-            return [step % int(number) == 0 for step in moment.step]
-        if self.name == "weight":
-            return [w > number for w in moment.weight().tolist()]
-        if self.name == "entropy":
-            found = entropy(torch.log_softmax(moment.logits, dim=-1))
-            return [e > number for e in found.tolist()]
-        if self.name == "marker":
-            return [token == moment.marker_id for token in best(moment.logits).tolist()]
-        return [self.name == "always"] * count
+        return [True] * len(moment.position)
 
 
-# name -> (lowest, highest) of its number, None where it takes none
-_NUMBERS: dict[str, tuple[float, float] | None] = {
-    "always": None, "never": None, "marker": None, "random": (0.0, 1.0), "weight": (-math.inf, math.inf),
-    "entropy": (0.0, math.inf), "every": (1.0, math.inf),
-}  # fmt: skip
+@RULES.add
+class Never(Rule):
+    """Think nowhere."""
+
+    name = "never"
+
+    def fires(self, moment: Moment) -> list[bool]:
+        return [False] * len(moment.position)
+
+
+@RULES.add
+class Random(Rule):
+    """Think with probability p."""
+
+    name, number_name, limits = "random", "p", (0.0, 1.0)
+
+    def fires(self, moment: Moment) -> list[bool]:
+        drawn = uniforms(moment.seed, TRIGGER, moment.sequence, moment.position)
+        return [bool(u < self.number) for u in drawn]
+
+
+@RULES.add
+class Weight(Rule):
+    """Think where the mixing head, given the base state for both of its inputs, is above a threshold."""
+
+    name, number_name = "weight", "threshold"
+
+    def fires(self, moment: Moment) -> list[bool]:
+        return [w > self.number for w in moment.weight().tolist()]
+
+
+@RULES.add
+class Entropy(Rule):
+    """Think where the base prediction's entropy in nats is above a threshold."""
+
+    name, number_name, limits = "entropy", "threshold", (0.0, math.inf)
+
+    def fires(self, moment: Moment) -> list[bool]:
+        found = entropy(torch.log_softmax(moment.logits, dim=-1))
+        return [e > self.number for e in found.tolist()]
+
+
+@RULES.add
+class Marker(Rule):
+    """Think where the likeliest next token is the start marker."""
+
+    name, needs_marker = "marker", True
+
+    def fires(self, moment: Moment) -> list[bool]:
+        return [token == moment.marker_id for token in best(moment.logits).tolist()]
+
+
+@RULES.add
+class Every(Rule):
+    """Think before every k-th emitted token, the first included."""
+
+    name, number_name, limits, whole, example = "every", "k", (1.0, math.inf), True, "4"
+
+    def fires(self, moment: Moment) -> list[bool]:
+        return [step % int(self.number) == 0 for step in moment.step]
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger expression as alternatives, each a set of rules that must all fire."""
+    """A trigger expression: thinks where all rules of at least one alternative fire."""
 
     alternatives: tuple[tuple[Rule, ...], ...]
 
@@ -90,7 +185,7 @@ class Trigger:
         """Read an expression such as "weight(0.05) | random(0.02)".
 
         Raises:
-            QuietStarError: an unknown name, a missing or impossible number; the message says what is allowed.
+            QuietStarError: an unknown name, a missing or impossible number; the message lists what is allowed.
         """
         if isinstance(text, Trigger):
             return text
@@ -108,10 +203,11 @@ class Trigger:
 
     @property
     def needs_marker(self) -> bool:
-        return any(rule.name == "marker" for rules in self.alternatives for rule in rules)
+        """Whether it works only with a vocabulary that has a start marker."""
+        return any(rule.needs_marker for rules in self.alternatives for rule in rules)
 
     def decide(self, moment: Moment) -> list[str | None]:
-        """For each position the rules that asked for a thought, or None."""
+        """For each position the alternatives that fired, as text, or None where no thought is wanted."""
         answers = {rule: rule.fires(moment) for rules in self.alternatives for rule in rules}
         decided: list[str | None] = []
         for m in range(len(moment.position)):
@@ -121,30 +217,18 @@ class Trigger:
 
 
 def _allowed() -> str:
-    return (
-        "allowed: always, never, random(p), weight(threshold), entropy(threshold), marker, every(k), joined by | and &"
-    )
+    written = [
+        name if rule.number_name is None else f"{name}({rule.number_name})" for name, rule in RULES.built_in.items()
+    ]
+    return f"allowed: {', '.join([*written, *RULES.extensions()])}, joined by | and &"
 
 
 def _rule(text: str) -> Rule:
+    """Read one rule, `name`, `name(x)` or `name:x`."""
     found = re.fullmatch(r"\s*([a-z_]+)\s*(?:[:(]\s*([^()\s]+)\s*\)?)?\s*", text)
-    if not found or found[1] not in _NUMBERS:
-        near = difflib.get_close_matches(found[1] if found else text.strip(), _NUMBERS, n=1)
+    kind = RULES.find(found[1]) if found else None
+    if found is None or kind is None:
+        near = difflib.get_close_matches(found[1] if found else text.strip(), RULES.names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise QuietStarError(f"unknown trigger {shown(text.strip())}; {hint}{_allowed()}")
-    name, given = found[1], found[2]
-    limits = _NUMBERS[name]
-    if limits is None:
-        if given is not None:
-            raise QuietStarError(f"trigger {name!r} takes no number, got {shown(given)}")
-        return Rule(name)
-    if given is None:
-        raise QuietStarError(f"trigger {name!r} needs a number, as in {name}({'4' if name == 'every' else '0.05'})")
-    try:
-        number = float(given)
-    except ValueError:
-        number = math.nan
-    if not limits[0] <= number <= limits[1] or math.isinf(number) or (name == "every" and number != int(number)):
-        kind = "a whole number" if name == "every" else "a number"
-        raise QuietStarError(f"trigger {name!r} needs {kind} from {limits[0]:g} to {limits[1]:g}, got {shown(given)}")
-    return Rule(name, number)
+    return kind.read(found[2])

@@ -672,7 +672,7 @@ def _card(config: QuietStarConfig) -> tuple[str, str]:
                 f"The base is quietstar's model `{name}`, converted from a 4 bit file: its weights differ from those "
                 "published on a model hub, so it has no hub name. With PEFT:\n\n```python\n"
                 "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
-                "from quietstar import default_model\n\n"
+                "from quietstar.loading import default_model\n\n"
                 f"base = AutoModelForCausalLM.from_pretrained(default_model.{where})\n"
             ),
         )

@@ -162,8 +162,10 @@ _LAST_STEPS = (
     (
         "+",
         (
-            ("{other} has {n} {things}. How many {things} do they have together?",
-             "{other} has {n} {things}. How many {things} do {name} and {other} have in total?"),
+            (
+                "{other} has {n} {things}. How many {things} do they have together?",
+                "{other} has {n} {things}. How many {things} do {name} and {other} have in total?",
+            ),
             ("{other} keeps {n} {things}. What do the two have altogether?",),
         ),
     ),
@@ -177,20 +179,24 @@ _LAST_STEPS = (
     (
         "*",
         (
-            ("Each of them costs {n} dollars. How many dollars do they cost together?",
-             "{other} has {times} as many {things} as {name} has now. How many {things} does {other} have?"),
+            (
+                "Each of them costs {n} dollars. How many dollars do they cost together?",
+                "{other} has {times} as many {things} as {name} has now. How many {things} does {other} have?",
+            ),
             ("They sell for {n} dollars apiece. How many dollars is that in all?",),
         ),
     ),
     (
         "/",
         (
-            ("{He} packs them into {n} {boxes} equally. How many {things} are in each of them?",
-             "{n} children share them equally. How many {things} does each child get?"),
+            (
+                "{He} packs them into {n} {boxes} equally. How many {things} are in each of them?",
+                "{n} children share them equally. How many {things} does each child get?",
+            ),
             ("{He} divides them evenly between {n} neighbours. How many does each neighbour receive?",),
         ),
     ),
-)  # fmt: skip
+)
 
 
 class _Story:

@@ -17,10 +17,13 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("reward", "nats, sum over offsets", (("reward", "mean reward"),)),
     ("mixing weight", "w", (("mixing_weight", "training"), ("eval_w", "held out"))),
     ("held-out loss", "nats per token", (("eval_base", "base"), ("eval_own", "own thoughts"))),
-    ("held-out effects", "nats per token; above 0 helps",
-     (("eval_own_gain", "own gain"), ("eval_compute", "compute"), ("eval_content", "content"))),
+    (
+        "held-out effects",
+        "nats per token; above 0 helps",
+        (("eval_own_gain", "own gain"), ("eval_compute", "compute"), ("eval_content", "content")),
+    ),
     ("learning rate", "", (("learning_rate", "learning rate"),)),
-)  # fmt: skip
+)
 
 
 def points(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -49,9 +52,10 @@ def draw(logs: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> None:
     except ImportError as error:
         raise QuietStarError(f"drawing needs matplotlib; {install('plot')}") from error
     panels = [
-        (title, unit, keys) for title, unit, keys in PANELS
+        (title, unit, keys)
+        for title, unit, keys in PANELS
         if any(points(lines, key)[0] for lines in logs.values() for key, _ in keys)
-    ]  # fmt: skip
+    ]
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(10, 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).flatten()

@@ -1,9 +1,9 @@
 """Texts to train on: read from local files or a hub's data sets, held out by document, cut into spans.
 
-A span is a run of tokens of one document, or of several with a border between them where documents are packed; nothing
-runs over the border of a document unseen, and every span begins with what the tokenizer puts before a text. Every span
-has a number that stands for it in the random numbers, so that it is thought about the same in whatever batch or process
-it comes.
+A span is a run of tokens of one document, or of several where documents are packed, with border tokens between them (no
+span holds two documents if the tokenizer has no such token). It begins with what the tokenizer puts before a text, and
+has a number that identifies it in the random numbers, so that its thoughts are the same in whatever batch or process it
+comes.
 """
 
 from __future__ import annotations
@@ -66,14 +66,18 @@ class DataConfig:
     def rules(self) -> documents.Rules:
         """How the files are read."""
         return documents.Rules(
-            field=self.field, only=self.only, broken=self.broken, limit=self.limit, cut=self.cut or None,
+            field=self.field,
+            only=self.only,
+            broken=self.broken,
+            limit=self.limit,
+            cut=self.cut or None,
             hub_split=self.split,
-        )  # fmt: skip
+        )
 
 
 @dataclass
 class Texts:
-    """Documents for training and for evaluation, and what was left out of them, in words."""
+    """Documents for training and for evaluation, and what was left out of them, as sentences."""
 
     train: list[str]
     heldout: list[str]
@@ -128,7 +132,7 @@ class Spans(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, texts: Sequence[str], tokenizer: Any, length: int, kind: str, shortest: int, seed: int) -> None:
         if tokenizer is None:
             raise QuietStarError("training on texts needs a tokenizer, and this model has none")
-        self.notes: list[str] = []  # what became of the documents, in words
+        self.notes: list[str] = []  # what was left out of the documents, as sentences
         begin, behind = framing.frame(tokenizer)
         if length - len(begin) < shortest:
             raise QuietStarError(
@@ -158,8 +162,8 @@ class Spans(torch.utils.data.Dataset[dict[str, Any]]):
         if not self._spans:
             raise QuietStarError(f"the texts give no span of {shortest} tokens or more; give longer texts")
         if short:
-            whole = short + sum(map(len, self._spans))
-            self.notes.append(f"{short} of {whole} tokens are in spans of fewer than {shortest} and are left out")
+            total = short + sum(map(len, self._spans))
+            self.notes.append(f"{short} of {total} tokens are in spans of fewer than {shortest} and are left out")
 
     @property
     def largest(self) -> int:

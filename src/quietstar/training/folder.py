@@ -1,8 +1,8 @@
-"""The folder of a training run: what is whole in it, what a run was made with, and putting things there in one move.
+"""The folder of a training run: what is complete in it, what a run was made with, and atomic writes.
 
 Everything is written into `saving/` first, sealed (a list of its files with sizes and checksums, written last), and
-moved to its place. So a kill at any moment leaves what was there before or what comes after, and `saving/` is a
-leftover that the next start removes. Knows files; knows nothing about models.
+then renamed. A kill at any moment leaves either the old version or the new one, and a `saving/` that the next start
+removes. Knows files; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PIECE = 1 << 22  # bytes read at once
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-# -- what is whole ----------------------------------------------------------------------------------------------------
+# -- what is complete -------------------------------------------------------------------------------------------------
 
 
 @checked
@@ -90,7 +90,7 @@ def record_of(folder: Path) -> Record:
 
 
 def damage(folder: Path, checksums: bool = True) -> str | None:
-    """What is wrong with a sealed folder, None where it is whole; without `checksums` by names and sizes alone."""
+    """What is wrong with a sealed folder, None where it is complete; `checksums` False checks names and sizes only."""
     try:
         for name, (size, checksum) in record_of(folder).files.items():
             path = folder / name
@@ -106,7 +106,7 @@ def damage(folder: Path, checksums: bool = True) -> str | None:
 
 
 def checkpoints(run: str | Path) -> list[Path]:
-    """The folders of a run's checkpoints, oldest first, whole or not."""
+    """The folders of a run's checkpoints, oldest first, complete or not."""
     found = [path for path in Path(run).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,15}", path.name)]
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
@@ -117,12 +117,12 @@ def step_of(checkpoint: str | Path) -> int:
 
 
 def last_checkpoint(run: str | Path) -> str | None:
-    """The newest checkpoint of a run that is whole by names and sizes."""
+    """The newest checkpoint of a run that is complete by names and sizes."""
     return next((str(path) for path in reversed(checkpoints(run)) if damage(path, checksums=False) is None), None)
 
 
 def to_resume(run: Path, say: Callable[[str], None]) -> str | None:
-    """The newest whole checkpoint, every byte checked; tells of damaged ones it passes over.
+    """The newest complete checkpoint, every byte checked; `say` gets a line for each damaged one that is skipped.
 
     Returns:
         None where a run began but saved no checkpoint yet.
@@ -130,21 +130,21 @@ def to_resume(run: Path, say: Callable[[str], None]) -> str | None:
     Raises:
         QuietStarError: nothing of a run is there, or all its checkpoints are damaged.
     """
-    told: list[str] = []
+    damaged: list[str] = []
     for path in reversed(checkpoints(run)):
         wrong = damage(path)
         if wrong is None:
-            for line in told:
-                say(f"{line}; going on from {path.name}")
+            for line in damaged:
+                say(f"{line}; resuming from {path.name}")
             return str(path)
-        told.append(f"{path.name} is not whole: {wrong}")
-    if told:
+        damaged.append(f"{path.name} is not complete: {wrong}")
+    if damaged:
         raise QuietStarError(
-            f"there is no whole checkpoint in {run} to go on from ({'; '.join(told)}); put the files back, or begin "
-            "anew with --overwrite or in another folder (--out)"
+            f"there is no complete checkpoint in {run} to resume from ({'; '.join(damaged)}); restore the files, or "
+            "start again with --overwrite or in another folder (--out)"
         )
     if not (run / LOG).exists():
-        raise QuietStarError(f"there is no whole checkpoint in {run} to go on from; leave --resume out to begin anew")
+        raise QuietStarError(f"there is no complete checkpoint in {run} to resume from; omit --resume to start again")
     return None
 
 
@@ -224,11 +224,11 @@ def empty(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-# -- putting things there ---------------------------------------------------------------------------------------------
+# -- atomic writes ----------------------------------------------------------------------------------------------------
 
 
 def put(run: Path, name: str) -> None:
-    """Move the folder `saving/name` to its place; what was there, goes."""
+    """Rename `saving/name` to `name`; what was there before is removed."""
     old = run / ASIDE / f"old-{name}"
     if (run / name).exists():
         (run / name).replace(old)
@@ -237,14 +237,14 @@ def put(run: Path, name: str) -> None:
 
 
 def drop(run: Path, checkpoint: Path) -> None:
-    """Remove a checkpoint, never leaving half of one in its place."""
+    """Remove a checkpoint so that no partial one can be left behind."""
     (run / ASIDE).mkdir(exist_ok=True)
     checkpoint.replace(run / ASIDE / f"old-{checkpoint.name}")
     shutil.rmtree(run / ASIDE / f"old-{checkpoint.name}")
 
 
 def write(run: Path, name: str, text: str) -> None:
-    """Write a text file of the run in one move."""
+    """Write a text file of the run atomically."""
     (run / ASIDE).mkdir(parents=True, exist_ok=True)
     _write(run / ASIDE / name, text)
     (run / ASIDE / name).replace(run / name)
@@ -262,7 +262,9 @@ def writing(what: str, where: str | Path, next_step: Callable[[], str]) -> Itera
     """Turn what a full or read-only disk makes the libraries raise into one line.
 
     Args:
-        what: is being written. where: its folder. next_step: says what is kept and how to go on.
+        what: what is being written.
+        where: its folder.
+        next_step: says which checkpoint is complete and how to continue.
     """
     try:
         yield
@@ -272,8 +274,17 @@ def writing(what: str, where: str | Path, next_step: Callable[[], str]) -> Itera
 
 
 # torch's own writer does not say why it failed
-_WORDS = ("No space", "no space left", "os error 28", "os error 27", "File too large", "PytorchStreamWriter",
-          "inline_container", "unexpected pos", "iostream error")  # fmt: skip
+_WORDS = (
+    "No space",
+    "no space left",
+    "os error 28",
+    "os error 27",
+    "File too large",
+    "PytorchStreamWriter",
+    "inline_container",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 def _is_full(error: BaseException) -> bool:

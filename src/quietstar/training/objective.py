@@ -1,16 +1,16 @@
 """The Quiet-STaR objective: losses, rewards and the policy term from the hidden states of base and rows.
 
-Pure functions of tensors: no model is run, nothing is sampled, read or written here. `block` gives the share that some
-rows have in the objective of a batch, so that the whole can be had in parts and full-vocabulary logits of all rows are
-never alive at once; `objective` is the whole batch in one call.
+Pure functions of tensors: no model is run, nothing is sampled, read or written here. `block` computes the share that
+some rows have in the objective of a batch, so that a batch can be processed in parts and the full-vocabulary logits of
+all rows are never in memory at once; `objective` computes the whole batch in one call.
 
 Paper: Zelikman et al. 2024, sections 4.2 to 4.4; constants as in its released code (docs/paper.md names each). What
 goes beyond the paper is off by default: baselines, signed and normalised advantages, a penalty on leaving the base, a
 donor as rival, prediction from the thought only, places thought at with a known chance.
 
-Shapes: B sequences · N positions · Q places (a sequence and a position) · P samples · A lookahead · T thought tokens ·
-E hidden size · V vocabulary. A row is one sample at one place; its tokens are start marker, T tokens, end marker and
-A - 1 teacher-forced tokens.
+Shapes: B sequences · N positions · Q places (a sequence and a position) · C those of the Q places whose whole lookahead
+lies inside the text · P samples · R rows · A lookahead · T thought tokens · E hidden size · V vocabulary. A row is one
+sample at one place; its tokens are start marker, T tokens, end marker and A - 1 teacher-forced tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from quietstar.engine import budgets
 from quietstar.engine.mixing import mix
 from quietstar.engine.sampling import ban
 from quietstar.errors import QuietStarError
 from quietstar.settings import Count, Flag, Positive, Share, Weight, checked
-
-_CHUNK = 256  # rows whose logits are alive at once
 
 Unembed = Callable[[Tensor], Tensor]
 
@@ -84,29 +83,101 @@ class Losses:
     mixing_weight: Tensor
 
 
-@dataclass
-class Shares:
-    """How the rows of a batch add up to means, so that any part of them knows its share.
+@dataclass(frozen=True)
+class Batch:
+    """The texts of a batch and how the base model reads them.
 
     Args:
-        targets: (A,) how many (row, offset k) with a real target the means over offset k run over.
-        policy_rows: how many rows the policy term is a mean over.
-        chance: (Q,) chance with which each place was chosen to be thought at; each row counts 1 / chance times, which
-            makes a mean over some places an unbiased estimate of the mean over all. None where every place counts once.
+        ids: visible tokens (B, N), real ones first.
+        mask: (B, N), True at real tokens.
+        hidden: (B, N, E) base hidden states after the final norm.
+        losses: (B, N - 1) next-token losses without thoughts, as `base_losses` gives them; constants.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    hidden: Tensor
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Q places of a batch at which the model thinks.
+
+    Args:
+        sequence, position: (Q,) each.
+        chance: (Q,) probability with which each place was chosen; its rows are weighted by 1 / chance, which makes a
+            mean over the chosen places an unbiased estimate of the mean over all. None weights every place by 1.
+    """
+
+    sequence: Tensor
+    position: Tensor
+    chance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, part: slice | Tensor) -> Places:
+        chance = None if self.chance is None else self.chance[part]
+        return Places(self.sequence[part], self.position[part], chance)
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """P thoughts at each of Q places: the rows of a block.
+
+    Args:
+        tokens: thought tokens (Q, P, T); constants.
+        hidden: (Q, P, T + 1 + A, E) hidden states of the rows after the start marker.
+        only: (Q, P), True where the prediction is made from the thought alone (w = 1); None for nowhere.
+        rival: (Q, P, A) losses that the reward compares with instead of the base's, for example those with a donor's
+            thought; constants.
+        base_logits: gives the logits (Q, P, T, V) of the base before training at the thought tokens, for `kl_weight`.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    only: Tensor | None = None
+    rival: Tensor | None = None
+    base_logits: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The parts of the model that turn hidden states into predictions.
+
+    Args:
+        weight: the mixing head, base and thought hidden states (..., E), (..., E) -> w (...).
+        unembed: hidden states to logits, (..., E) -> (..., V).
+        banned: token ids that are never sampled (markers), for the policy's normalisation.
+    """
+
+    weight: Callable[[Tensor, Tensor], Tensor]
+    unembed: Unembed
+    banned: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Divisors:
+    """What the means of a batch are divided by; every block of the batch gets the same.
+
+    Args:
+        targets: (A,) number of (row, offset k) with a real target, for the mean of the mixed loss at each offset.
+        policy_rows: number of rows, for the mean of the policy term.
     """
 
     targets: Tensor
     policy_rows: int
-    chance: Tensor | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
     """The share of some places in the objective of their batch.
 
     Args:
         total: to be added up over the blocks of a batch; the only part with a gradient.
-        mixed: (A,) share of the mean mixed loss at each offset. policy, kl: shares of these, before weights.
+        mixed: (A,) share of the mean mixed loss at each offset.
+        policy, kl: shares of these terms before their weights.
         reward: (Q, P) sum over offsets of the loss saved against the rival, or against the base where there is none.
         gain: (Q, P, A) base loss - mixed loss at each offset; constants.
         mixing_weight: (Q, P, A) w.
@@ -138,94 +209,104 @@ def base_losses(unembed: Unembed, base_hidden: Tensor, ids: Tensor) -> Tensor:
 
 
 def block(
-    base_hidden: Tensor,
-    base_loss: Tensor,
-    row_hidden: Tensor,
-    thoughts: Tensor,
-    place: tuple[Tensor, Tensor],
-    ids: Tensor,
-    mask: Tensor,
-    weight: Callable[[Tensor, Tensor], Tensor],
-    unembed: Unembed,
-    shares: Shares,
-    banned: Sequence[int] = (),
+    batch: Batch,
+    places: Places,
+    thoughts: Thoughts,
+    divisors: Divisors,
+    readout: Readout,
     config: ObjectiveConfig = ObjectiveConfig(),
     *,
-    only: Tensor | None = None,
-    rival: Tensor | None = None,
-    base_logits: Callable[[], Tensor] | None = None,
     recompute: bool = True,
 ) -> Block:
-    """The share of Q places in the objective; see `objective` for the formula.
+    """The share of Q places in the objective of their batch; see `objective` for the formula.
 
     Args:
-        base_hidden: (B, N, E) after the final norm. base_loss: (B, N - 1) losses without thoughts, constants.
-        row_hidden: (Q, P, T + 1 + A, E). thoughts: (Q, P, T), constants.
-        place: sequence (Q,) and position (Q,) of each place.
-        ids, mask: visible tokens (B, N), real ones first, and True at real tokens.
-        weight: the mixing head, (..., E), (..., E) -> (...). unembed: hidden states to logits, (..., E) -> (..., V).
-        shares: how this block counts in its batch.
-        banned: token ids that are never sampled (markers), for the policy's normalisation.
-        only: (Q, P) True where the prediction is made from the thought alone (w = 1).
-        rival: (Q, P, A) losses that a row must beat instead of the base's, e.g. those with a donor's thought.
-        base_logits: gives the untouched base's logits (Q, P, T, V) at the thought tokens, for `kl_weight`.
-        recompute: make logits again in the backward pass instead of keeping them; spares memory, costs time.
+        recompute: compute logits again in the backward pass instead of keeping them; saves memory, costs time.
+
+    Raises:
+        QuietStarError: the rows have another length than T + 1 + A, or `kl_weight` is set and `base_logits` is missing.
     """
-    sequence_Q, position_Q = place
-    length, lookahead, thought_length = ids.shape[1], config.lookahead, thoughts.shape[-1]
-    if row_hidden.shape[2] != thought_length + 1 + lookahead:
+    length, lookahead = batch.ids.shape[1], config.lookahead
+    samples, thought_length = thoughts.tokens.shape[1:]
+    if thoughts.hidden.shape[2] != thought_length + 1 + lookahead:
         raise QuietStarError(
-            f"row_hidden has {row_hidden.shape[2]} tokens a row, expected T + 1 + A = {thought_length + 1 + lookahead}"
+            f"the rows of hidden states have {thoughts.hidden.shape[2]} tokens each, "
+            f"expected T + 1 + A = {thought_length + 1 + lookahead}"
         )
-    samples = row_hidden.shape[1]
-    offset_A = torch.arange(lookahead, device=ids.device)
-    ahead_QA = (position_Q[:, None] + offset_A).clamp_max(length - 2)
-    at_QA = sequence_Q[:, None], ahead_QA
-    real_QA = real_targets(mask, lookahead)[sequence_Q, position_Q]
-    count_Q11 = 1.0 if shares.chance is None else 1 / shares.chance[:, None, None]
 
-    h_QPAE = base_hidden[at_QA][:, None].expand(-1, samples, -1, -1)
-    g_QPAE = row_hidden[:, :, thought_length + 1 :]
-    w_QPA = weight(h_QPAE, g_QPAE)
-    if only is not None:
-        w_QPA = torch.where(only[..., None], 1.0, w_QPA)
-    target_QPA = ids[sequence_Q[:, None], ahead_QA + 1][:, None].expand(-1, samples, -1)
-    loss_QPA = cross_entropy(unembed, mix(h_QPAE, g_QPAE, w_QPA), target_QPA, recompute)
-    counted_QPA = loss_QPA * real_QA[:, None] * count_Q11
-    mixed_A = counted_QPA.sum((0, 1)) / shares.targets.clamp_min(1)
+    # 1. Offset k of a row at position i predicts x_{i+k+1}; past the end of the text any index does, `real` is False.
+    offset_A = torch.arange(lookahead, device=batch.ids.device)
+    sequence_Q1 = places.sequence[:, None]
+    ahead_QA = (places.position[:, None] + offset_A).clamp_max(length - 2)
+    real_Q1A = real_targets(batch.mask, lookahead)[places.sequence, places.position][:, None]
+    target_QPA = batch.ids[sequence_Q1, ahead_QA + 1][:, None].expand(-1, samples, -1)
 
-    gain_QPA = (base_loss[at_QA][:, None] - loss_QPA).detach() * real_QA[:, None]
-    won_QPA = gain_QPA if rival is None else (rival - loss_QPA).detach() * real_QA[:, None]
-    reward_QP = won_QPA.sum(-1)
-    rewarded_Q = position_Q < rewarded_positions(length, lookahead)
+    # 2. The mixed loss of each row and offset.
+    base_QPAE = batch.hidden[sequence_Q1, ahead_QA][:, None].expand(-1, samples, -1, -1)
+    thought_QPAE = thoughts.hidden[:, :, thought_length + 1 :]
+    weight_QPA = readout.weight(base_QPAE, thought_QPAE)
+    if thoughts.only is not None:
+        weight_QPA = torch.where(thoughts.only[..., None], 1.0, weight_QPA)
+    loss_QPA = cross_entropy(readout.unembed, mix(base_QPAE, thought_QPAE, weight_QPA), target_QPA, recompute)
+    mixed_A = _by_chance(loss_QPA * real_Q1A, places).sum((0, 1)) / divisors.targets.clamp_min(1)
 
-    policy = kl = torch.zeros((), device=ids.device)
-    if thought_length and (config.policy_weight or config.kl_weight) and bool(rewarded_Q.any()):
-        said_QPTE = row_hidden[rewarded_Q][:, :, :thought_length]
-        share = 1 / (shares.policy_rows * thought_length)
-        times_Q11 = count_Q11 if isinstance(count_Q11, float) else count_Q11[rewarded_Q]
-        advantage_QP1 = advantages(reward_QP[rewarded_Q], config)[..., None]
-        if config.policy_weight and bool(advantage_QP1.any()):
+    # 3. The reward: the loss that a thought saves over its lookahead.
+    base_loss_Q1A = batch.losses[sequence_Q1, ahead_QA][:, None]
+    gain_QPA = (base_loss_Q1A - loss_QPA).detach() * real_Q1A
+    saved_QPA = gain_QPA if thoughts.rival is None else (thoughts.rival - loss_QPA).detach() * real_Q1A
+    reward_QP = saved_QPA.sum(-1)
 
-            def policy_logits(hidden: Tensor) -> Tensor:
-                return ban(unembed(hidden), banned) / config.policy_temperature
-
-            surprise_QPT = cross_entropy(policy_logits, said_QPTE, thoughts[rewarded_Q], recompute)
-            policy = (advantage_QP1 * surprise_QPT * times_Q11).sum() * share
+    # 4. The terms over thought tokens, at the C places whose whole lookahead lies inside the text.
+    policy = kl = torch.zeros((), device=batch.ids.device)
+    inside_Q = places.position < rewarded_positions(length, lookahead)
+    if thought_length and (config.policy_weight or config.kl_weight) and bool(inside_Q.any()):
+        hidden_CPTE = thoughts.hidden[inside_Q][:, :, :thought_length]
+        places_C = places[inside_Q]
+        share = 1 / (divisors.policy_rows * thought_length)
+        advantage_CP = advantages(reward_QP[inside_Q], config)
+        if config.policy_weight and bool(advantage_CP.any()):
+            surprise_CPT = _policy_surprise(readout, hidden_CPTE, thoughts.tokens[inside_Q], config, recompute)
+            policy = _by_chance(advantage_CP[..., None] * surprise_CPT, places_C).sum() * share
         if config.kl_weight:
-            if base_logits is None:
+            if thoughts.base_logits is None:
                 raise QuietStarError("kl_weight needs the untouched base's logits at the thought tokens")
-            own = torch.log_softmax(ban(unembed(said_QPTE), banned), dim=-1)
-            other = torch.log_softmax(ban(base_logits()[rewarded_Q], banned), dim=-1)
-            kl_QPT = (own.exp() * (own - other).masked_fill(own.isneginf(), 0.0)).sum(-1)
-            kl = (kl_QPT * times_Q11).sum() * share
+            kl_CPT = _kl(readout, hidden_CPTE, thoughts.base_logits()[inside_Q])
+            kl = _by_chance(kl_CPT, places_C).sum() * share
 
     nll = (1 - config.base_weight) * mixed_A.mean()
     return Block(
         total=nll + config.policy_weight * policy + config.kl_weight * kl,
-        mixed=mixed_A.detach(), policy=policy.detach(), kl=kl.detach(),
-        reward=reward_QP, gain=gain_QPA, mixing_weight=w_QPA.detach(),
-    )  # fmt: skip
+        mixed=mixed_A.detach(),
+        policy=policy.detach(),
+        kl=kl.detach(),
+        reward=reward_QP,
+        gain=gain_QPA,
+        mixing_weight=weight_QPA.detach(),
+    )
+
+
+def _by_chance(values: Tensor, places: Places) -> Tensor:
+    """Values (Q, P, ...) of rows weighted by 1 / the chance of their place (inverse probability weighting)."""
+    return values if places.chance is None else values * (1 / places.chance[:, None, None])
+
+
+def _policy_surprise(
+    readout: Readout, hidden_CPTE: Tensor, tokens_CPT: Tensor, config: ObjectiveConfig, recompute: bool
+) -> Tensor:
+    """- log-probability of thought tokens at the policy's temperature, (C, P, T) in nats."""
+
+    def logits(hidden: Tensor) -> Tensor:
+        return ban(readout.unembed(hidden), readout.banned) / config.policy_temperature
+
+    return cross_entropy(logits, hidden_CPTE, tokens_CPT, recompute)
+
+
+def _kl(readout: Readout, hidden_CPTE: Tensor, base_logits_CPTV: Tensor) -> Tensor:
+    """KL(policy || base) of the distributions over each thought token, (C, P, T) in nats."""
+    policy_CPTV = torch.log_softmax(ban(readout.unembed(hidden_CPTE), readout.banned), dim=-1)
+    base_CPTV = torch.log_softmax(ban(base_logits_CPTV, readout.banned), dim=-1)
+    difference_CPTV = (policy_CPTV - base_CPTV).masked_fill(policy_CPTV.isneginf(), 0.0)
+    return (policy_CPTV.exp() * difference_CPTV).sum(-1)
 
 
 def advantages(reward: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -272,29 +353,36 @@ def objective(
     Raises:
         QuietStarError: the text is too short for the lookahead.
     """
-    batch, length, samples = row_hidden.shape[:3]
-    shares = shares_of_all(mask, samples, config.lookahead)
+    sequences, length, samples = row_hidden.shape[:3]
+    divisors = divisors_of_all(mask, samples, config.lookahead)
     base_loss_BN = base_losses(unembed, base_hidden, ids)
     base = mean(base_loss_BN, mask[:, 1:])
-    place = torch.meshgrid(*(torch.arange(n, device=ids.device) for n in (batch, length - 1)), indexing="ij")
+    every = (torch.arange(sequences, device=ids.device), torch.arange(length - 1, device=ids.device))
+    sequence, position = torch.meshgrid(*every, indexing="ij")
     whole = block(
-        base_hidden, base_loss_BN.detach(), row_hidden[:, :-1].flatten(0, 1), thoughts[:, :-1].flatten(0, 1),
-        (place[0].reshape(-1), place[1].reshape(-1)), ids, mask, weight, unembed, shares, banned, config,
-    )  # fmt: skip
+        Batch(ids, mask, base_hidden, base_loss_BN.detach()),
+        Places(sequence.reshape(-1), position.reshape(-1)),
+        Thoughts(thoughts[:, :-1].flatten(0, 1), row_hidden[:, :-1].flatten(0, 1)),
+        divisors,
+        Readout(weight, unembed, banned),
+        config,
+    )
     real_BNPA = real_targets(mask, config.lookahead)[:, :-1, None].expand(-1, -1, samples, -1)
     weights_BNPA = whole.mixing_weight.view(real_BNPA.shape)
     rewarded = rewarded_positions(length, config.lookahead)
     return Losses(
         total=config.base_weight * base + whole.total,
         nll=(config.base_weight * base + (1 - config.base_weight) * whole.mixed.mean()).detach(),
-        base=base.detach(), mixed=whole.mixed, policy=whole.policy,
-        reward=whole.reward.view(batch, length - 1, samples)[:, :rewarded],
+        base=base.detach(),
+        mixed=whole.mixed,
+        policy=whole.policy,
+        reward=whole.reward.view(sequences, length - 1, samples)[:, :rewarded],
         mixing_weight=(weights_BNPA * real_BNPA).sum((0, 1, 2)) / real_BNPA.sum((0, 1, 2)).clamp_min(1),
-    )  # fmt: skip
+    )
 
 
-def shares_of_all(mask: Tensor, samples: int, lookahead: int) -> Shares:
-    """Shares where every position is thought at, or some of them by chance: the means run over all positions.
+def divisors_of_all(mask: Tensor, samples: int, lookahead: int) -> Divisors:
+    """Divisors where the means run over all positions: every position is thought at, or a random part of them.
 
     Raises:
         QuietStarError: the text is too short for the lookahead.
@@ -303,20 +391,21 @@ def shares_of_all(mask: Tensor, samples: int, lookahead: int) -> Shares:
     if length < lookahead + 2:
         raise QuietStarError(f"a text needs at least lookahead + 2 = {lookahead + 2} tokens, got {length}")
     targets_A = real_targets(mask, lookahead)[:, :-1].sum((0, 1)) * samples
-    return Shares(targets_A, batch * rewarded_positions(length, lookahead) * samples)
+    return Divisors(targets_A, batch * rewarded_positions(length, lookahead) * samples)
 
 
 def cross_entropy(unembed: Unembed, hidden: Tensor, targets: Tensor, recompute: bool = True) -> Tensor:
     """Cross-entropy of `targets` (...) under hidden states (..., E), (...) in fp32 and in nats.
 
-    With `recompute` the logits are made again in the backward pass, `_CHUNK` rows at a time.
+    With `recompute` the logits are computed again in the backward pass, a chunk of rows at a time.
     """
 
     def part(hidden_RE: Tensor, target_R: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(unembed(hidden_RE).float(), target_R, reduction="none")
 
     hidden_RE, target_R = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    pairs = zip(hidden_RE.split(_CHUNK), target_R.split(_CHUNK), strict=True)
+    size = budgets.of(hidden.device).training_logit_rows
+    pairs = zip(hidden_RE.split(size), target_R.split(size), strict=True)
     if recompute and torch.is_grad_enabled():
         losses = [checkpoint(part, h, t, use_reentrant=False) for h, t in pairs]
     else:

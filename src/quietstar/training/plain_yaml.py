@@ -61,7 +61,7 @@ def read(text: str) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for; a node in itself has been refused before."""
+    """How many values a node expands to; a node that contains itself has been refused before."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.open:
-                raise NotPlain(f"the alias *{event.anchor} stands inside of what it names{_at(event)}")
+                raise NotPlain(f"the alias *{event.anchor} is inside the node it refers to{_at(event)}")
             return super().compose_node(parent, index)
         if event.tag not in (None, "!"):
             raise NotPlain(f"tags are not allowed ({event.tag[:60]}){_at(event)}")

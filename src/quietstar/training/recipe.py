@@ -1,7 +1,7 @@
-"""Recipes: everything that decides a training run, in one file of plain keys, with presets.
+"""Recipes: all settings of a training run in one YAML file, with presets.
 
 A recipe is a YAML file with sections; every key can be given as a flag (`--optimizer.learning_rate 1e-4`). A key that
-does not exist is refused with the nearest name. The recipe is written whole into the run's folder.
+does not exist is refused with the nearest name. The complete recipe is written into the run's folder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ from quietstar.training.step import StepConfig
 
 PRESETS = ("paper", "default-model", "default-model-2", "smoke")
 Scheduler = Literal[
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-]  # fmt: skip
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 _SEEDS = 2**32  # as many as NumPy takes
 
 
@@ -84,13 +90,13 @@ class OptimizerConfig:
 @checked
 @dataclass(frozen=True)
 class WatchConfig:
-    """What is told and kept while training.
+    """What is reported and kept while training.
 
     Args:
         log_every: steps between log lines. save_every: steps between checkpoints; 0 is none but the last.
-        keep: how many checkpoints stay. evaluate_every: steps between held-out evaluations; 0 is none.
+        keep: number of checkpoints kept. evaluate_every: steps between held-out evaluations; 0 is none.
         documents, tokens: how many held-out documents are scored, and how many tokens of each at most.
-        controls: what stands in a thought's place in them.
+        controls: the controls that these are scored with.
         report_to: loggers of transformers (tensorboard, wandb, trackio, ...); the run's own log is always written.
     """
 
@@ -111,7 +117,7 @@ class WatchConfig:
 @checked
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run.
+    """Everything that decides a training run.
 
     Args:
         model: the base model, or a thinking model to train on. out: the run's folder.
@@ -151,7 +157,7 @@ class Recipe:
         return thinking
 
     def to_yaml(self) -> str:
-        """The recipe as a file that gives it again."""
+        """The recipe as YAML that `load` reads back."""
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True)
 
 
@@ -225,8 +231,8 @@ def _put(raw: dict[str, Any], key: str, text: str) -> None:
         where = where.setdefault(section, {})
         if not isinstance(where, dict):
             name = settings.clean(".".join(sections[:depth]))
-            said = f"{name} has the value {settings.shown(where)}, and no keys below it"
-            raise QuietStarError(f"--{settings.clean(key)}: {said}")
+            reason = f"{name} has the value {settings.shown(where)}, and no keys below it"
+            raise QuietStarError(f"--{settings.clean(key)}: {reason}")
     where[last] = value
 
 

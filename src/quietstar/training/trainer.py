@@ -1,8 +1,8 @@
-"""A trainer for thoughts on transformers' `Trainer`, so that what it offers (logging, mixed precision, accumulation,
-schedulers, callbacks, distributed runs through accelerate) is what people know.
+"""A trainer for thoughts on transformers' `Trainer`, which gives logging, mixed precision, accumulation, schedulers,
+callbacks, and distributed runs through accelerate.
 
-What is ours: the loss (`step.training_loss`), checkpoints that a kill at any moment cannot break, evaluation by the
-same scoring as everywhere else, and stopping with a sentence instead of a broken model.
+Added here: the loss (`step.training_loss`), checkpoints written atomically, evaluation by the same scoring as
+everywhere else, and an error instead of a broken model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from quietstar.training.step import NO_FP16, StepReport, training_loss
 
 _HALVINGS = 10
 _MOMENTS = 8  # bytes that AdamW keeps for a weight
-# may differ when a run is gone on with: what is watched, how long it goes on, and where things are
+# may differ when a run is resumed: what is reported, the number of steps, and where files are
 _MAY_CHANGE = ("out", "watch.", "optimizer.steps", "thinking.chunk_mb", "data.train", "data.heldout")
 
 
@@ -46,7 +46,7 @@ def load_model(recipe: Recipe, device: str | None = None) -> QuietStar:
     """The model of a recipe, ready to learn: adapter added, the right weights trainable and in fp32.
 
     Raises:
-        QuietStarError: the model cannot be had, or PEFT is missing.
+        QuietStarError: the model could not be loaded or downloaded, or PEFT is missing.
     """
     weights = recipe.weights
     torch.manual_seed(recipe.seed)
@@ -81,10 +81,13 @@ def _adapter(inner: Any, recipe: Recipe) -> Any:
         return get_peft_model(
             inner,
             LoraConfig(
-                r=weights.rank, lora_alpha=weights.alpha, lora_dropout=weights.dropout, target_modules=targets,
+                r=weights.rank,
+                lora_alpha=weights.alpha,
+                lora_dropout=weights.dropout,
+                target_modules=targets,
                 task_type="CAUSAL_LM",
             ),
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise QuietStarError(f"weights.targets {', '.join(weights.targets)}: {str(error).splitlines()[0]}") from error
 
@@ -121,24 +124,28 @@ class ThoughtTrainer(transformers.Trainer):
         self.divide = 1.0  # the memory of a chunk is divided by this after running out of memory
         self.report: LossReport | None = None
         self.tally = Tally()
-        self.notes: list[str] = []  # what was left out of the data, in words
+        self.notes: list[str] = []  # what was left out of the data, as sentences
         self.stopping = False  # set it, and the run ends with a checkpoint after the step it is in
         self.stopped = False
         self.was_finished = False  # there was nothing left to train
         made = _arguments(recipe, bool(self.heldout), arguments)
         _check_precision(recipe, made.mixed_precision)
         super().__init__(
-            model=model, args=made, train_dataset=spans,
-            eval_dataset=spans if self.heldout else None, data_collator=data.collate,
-            callbacks=[*callbacks, _Watchman(self)],
-        )  # fmt: skip
+            model=model,
+            args=made,
+            train_dataset=spans,
+            eval_dataset=spans if self.heldout else None,
+            data_collator=data.collate,
+            callbacks=[*callbacks, _Guard(self)],
+        )
         self.remove_callback(transformers.PrinterCallback)
         self.loss_is_scaled_for_ga = False
         self.origin = flat(recipe) | {
-            "the base model's weights": model.loaded_fingerprint, "the training texts": _hash_of_spans(spans),
+            "the base model's weights": model.loaded_fingerprint,
+            "the training texts": _hash_of_spans(spans),
             "the held-out texts": _hash("\0".join(document.text for document in self.heldout).encode()),
             "the number of processes": self.args.world_size,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_recipe(
@@ -155,9 +162,13 @@ class ThoughtTrainer(transformers.Trainer):
         texts = data.read(recipe.data, recipe.seed)
         model = load_model(recipe, device)
         spans = data.Spans(
-            texts.train, model.tokenizer, recipe.data.length, recipe.data.spans,
-            max(8, recipe.thinking.objective.lookahead + 2), recipe.seed,
-        )  # fmt: skip
+            texts.train,
+            model.tokenizer,
+            recipe.data.length,
+            recipe.data.spans,
+            max(8, recipe.thinking.objective.lookahead + 2),
+            recipe.seed,
+        )
         model.check_ids([spans.largest])
         longest = max([recipe.thinking.thought_length, *recipe.thought_length_schedule.values()])
         model.check_fits(recipe.data.length + recipe.thinking.objective.lookahead, longest, "span")
@@ -171,7 +182,7 @@ class ThoughtTrainer(transformers.Trainer):
     # -- the loss -----------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        """The objective of one batch, in whatever wrapper the model is; halves its chunks when memory runs out."""
+        """The objective of one batch, in whatever wrapper the model is; halves the chunks when memory runs out."""
         spans = inputs.pop("span")
         for _attempt in range(_HALVINGS):
             try:
@@ -197,9 +208,15 @@ class ThoughtTrainer(transformers.Trainer):
         step = self.state.global_step
         with _low_adapters(model.base):
             loss, report = training_loss(
-                model, ids, mask, self.recipe.thinking_at(step), seed=self.recipe.seed * 1_000_003 + step, names=spans,
-                divide=self.divide, recompute=self.sharded,
-            )  # fmt: skip
+                model,
+                ids,
+                mask,
+                self.recipe.thinking_at(step),
+                seed=self.recipe.seed * 1_000_003 + step,
+                names=spans,
+                divide=self.divide,
+                recompute=self.sharded,
+            )
         self.tally.add(report)
         return loss
 
@@ -219,8 +236,9 @@ class ThoughtTrainer(transformers.Trainer):
             rates = {True: settings.head_learning_rate or settings.learning_rate, False: settings.learning_rate}
             self.optimizer = torch.optim.AdamW(
                 [{"params": weights, "lr": rates[ours]} for ours, weights in groups.items() if weights],
-                betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay,
-            )  # fmt: skip
+                betas=(settings.beta1, settings.beta2),
+                weight_decay=settings.weight_decay,
+            )
         return self.optimizer
 
     # -- telling ------------------------------------------------------------------------------------------------------
@@ -258,9 +276,13 @@ class ThoughtTrainer(transformers.Trainer):
         if self.args.process_index == 0:
             with self.compute_loss_context_manager(), _low(self.recipe, model):
                 self.report = evaluate(
-                    model, self.heldout, controls=watch.controls if self.recipe.thinking.thoughts else (),
-                    window=self.recipe.data.length, max_tokens=watch.tokens, seed=self.recipe.seed,
-                )  # fmt: skip
+                    model,
+                    self.heldout,
+                    controls=watch.controls if self.recipe.thinking.thoughts else (),
+                    window=self.recipe.data.length,
+                    max_tokens=watch.tokens,
+                    seed=self.recipe.seed,
+                )
             for group in (
                 self.report.losses,
                 self.report.effects,
@@ -277,18 +299,18 @@ class ThoughtTrainer(transformers.Trainer):
     # -- from the first step to the last ------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **keywords: Any) -> TrainOutput:
-        """Train to the last step, or go on from a checkpoint of the same run.
+        """Train to the last step, or resume from a checkpoint of the same run.
 
-        Whether the model can be saved, and where, is tried before the first step. A finished run is left as it is.
+        Saving is tried before the first step. A finished run is left as it is.
 
         Raises:
-            QuietStarError: the checkpoint is damaged or of another run (told by each option that differs), nothing
-                can be saved, or the loss is no number.
+            QuietStarError: the checkpoint is damaged or of another run (the message names each option that differs),
+                saving fails, or the loss is not finite.
         """
         start = last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         begun = step_of(start) if start else 0
         if start:
-            self._take_up(Path(start))
+            self._check_resumable(Path(start))
         if begun >= self.args.max_steps:
             self._say(f"already finished: {begun} of {self.args.max_steps} steps are trained")
             self._load_from_checkpoint(str(start))
@@ -301,20 +323,18 @@ class ThoughtTrainer(transformers.Trainer):
                 folder.clear(Path(self.args.output_dir))
         return super().train(resume_from_checkpoint=start or None, **keywords)
 
-    def _take_up(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint that is damaged or of another run; tell of what may change and does."""
+    def _check_resumable(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint that is damaged or of another run; report the options that may change and did."""
         wrong = folder.damage(checkpoint)
         if wrong is not None:
-            raise QuietStarError(f"{checkpoint} is not a whole checkpoint of a training run: {wrong}")
+            raise QuietStarError(f"{checkpoint} is not a complete checkpoint of a training run: {wrong}")
         with _reading(str(checkpoint)):
             found = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
         if found != step_of(checkpoint):
             raise QuietStarError(f"the checkpoint {checkpoint} cannot be loaded: it was saved after step {found}")
         record = folder.record_of(checkpoint)
         before = record.origin
-        changed = {
-            key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value
-        }  # fmt: skip
+        changed = {key: (before.get(key), value) for key, value in self.origin.items() if before.get(key) != value}
         other = [key for key in changed if not key.startswith(_MAY_CHANGE)]
         steps = self.args.max_steps
         if steps < step_of(checkpoint):
@@ -326,17 +346,17 @@ class ThoughtTrainer(transformers.Trainer):
                 + "; give --resume the same options, or choose another folder with --out (more optimizer.steps, other "
                 "watch.* and thinking.chunk_mb are allowed)"
             )
-        told = {key: pair for key, pair in changed.items() if not key.startswith(("out", "data."))}
-        for key, (old, new) in told.items():
+        reported = {key: pair for key, pair in changed.items() if not key.startswith(("out", "data."))}
+        for key, (old, new) in reported.items():
             self._say(f"{key} is {_brief(new)} from here on (it was {_brief(old)})")
         self.tally = Tally(record.tally) if self.args.process_index == 0 else Tally()
         self.divide = record.divide
         for callback in self.callback_handler.callbacks:
-            if told and hasattr(callback, "note"):
-                callback.note({"changed": told})
+            if reported and hasattr(callback, "note"):
+                callback.note({"changed": reported})
 
     def _try_saving(self) -> None:
-        """Save the model once and take it away, so that what cannot be saved is told before the first step."""
+        """Save the model once and delete it again, so that failures to save appear before the first step."""
         run = Path(self.args.output_dir)
         try:
             if self.args.should_save:
@@ -364,7 +384,7 @@ class ThoughtTrainer(transformers.Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint aside and put it in its place when it is whole."""
+        """Write a checkpoint atomically: into `saving/`, renamed when it is complete."""
         run, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         self._check_weights()
         tally = self._summed()
@@ -380,7 +400,7 @@ class ThoughtTrainer(transformers.Trainer):
                     folder.drop(run, old)
 
     def save_final(self) -> Path:
-        """Write the finished model into the run's folder; until it is whole, an older one stays in its place."""
+        """Write the finished model into the run's folder atomically; an older one stays until it is complete."""
         run, name = Path(self.args.output_dir), folder.MODEL
         self._check_weights()
         with self._aside(name) as aside:
@@ -391,13 +411,13 @@ class ThoughtTrainer(transformers.Trainer):
         return run / name
 
     def has_final(self) -> bool:
-        """Whether the finished model is in the run's folder, whole and of this step."""
+        """Whether the finished model is in the run's folder, complete and of this step."""
         path = Path(self.args.output_dir) / folder.MODEL
         return folder.damage(path) is None and folder.record_of(path).step == self.state.global_step
 
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Path]:
-        """The folder to write into before things are moved to their place; removed whatever happens."""
+        """The folder `saving/` to write into before files are renamed; always removed."""
         run = Path(self.args.output_dir)
         aside = run / folder.ASIDE
         self._output = str(aside)
@@ -417,7 +437,7 @@ class ThoughtTrainer(transformers.Trainer):
         return folder.writing(what, self.args.output_dir, lambda: f"{self._last_good()}; {_GO_ON}")
 
     def _check_weights(self) -> None:
-        """Refuse to save weights that are no numbers."""
+        """Refuse to save weights that are not finite."""
         for name, weight in self.model.named_parameters():
             own = weight.to_local() if hasattr(weight, "to_local") else weight
             if weight.requires_grad and not bool(torch.isfinite(own).all()):
@@ -432,20 +452,20 @@ class ThoughtTrainer(transformers.Trainer):
         return self._output or str(self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Our layout; nothing pickled beside it."""
+        """Save in quietstar's layout, without the pickled arguments of the base class."""
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save in our layout; sharded weights are put together first, in the main process's memory."""
+        """Save in quietstar's layout; sharded weights are gathered first, in the main process's memory."""
         if not self.sharded:
             super().save_model(output_dir, _internal_call)
             return
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
-            whole = load_model(self.recipe, "cpu")
-            whole.load_state_dict(state, strict=False)  # tied weights come once
-            whole.save_pretrained(output_dir or self.args.output_dir)
+            gathered = load_model(self.recipe, "cpu")
+            gathered.load_state_dict(state, strict=False)  # tied weights are in it once
+            gathered.save_pretrained(output_dir or self.args.output_dir)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -470,15 +490,15 @@ class ThoughtTrainer(transformers.Trainer):
 
     def _last_good(self) -> str:
         last = last_checkpoint(self.args.output_dir)
-        return f"the checkpoint {last} is whole" if last else "no checkpoint had been saved yet"
+        return f"the checkpoint {last} is complete" if last else "no checkpoint had been saved yet"
 
 
 _TRY = "try a smaller optimizer.learning_rate, a smaller optimizer.clip or precision: fp32"
-_GO_ON = "when that is mended, go on with --resume"
+_GO_ON = "when that is fixed, continue with --resume"
 
 
 class Tally:
-    """Sums of what steps saw since the last line of the log, from which the line's means come."""
+    """Sums over the steps since the last line of the log, for the means in the next line."""
 
     _MEANS = ("total", "base", "mixed", "next", "gain", "policy", "kl", "reward", "mixing_weight")
     _SUMS = ("tokens", "rows")
@@ -502,7 +522,7 @@ class Tally:
 
 @contextlib.contextmanager
 def _reading(checkpoint: str | None) -> Iterator[None]:
-    """One line for whatever the libraries raise over a file of a checkpoint that is not what it should be."""
+    """Turn whatever the libraries raise over a damaged file of a checkpoint into one line."""
     try:
         yield
     except Exception as error:
@@ -541,8 +561,8 @@ def _check_precision(recipe: Recipe, mixed: str) -> None:
         )
 
 
-class _Watchman(TrainerCallback):  # type: ignore[misc]
-    """Stops before an update that would break the weights, and after a step when that was asked for."""
+class _Guard(TrainerCallback):  # type: ignore[misc]
+    """Raises before an update with gradients that are not finite; ends the run after a step when asked to."""
 
     def __init__(self, trainer: ThoughtTrainer) -> None:
         self.trainer = trainer
@@ -564,9 +584,9 @@ class _Watchman(TrainerCallback):  # type: ignore[misc]
     def _stop_if_asked(self, args: Any, state: Any, control: Any) -> None:
         trainer = self.trainer
         asked = trainer.stopping
-        if args.world_size > 1:  # all stop after the same step, whoever was told
-            told = trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device), "sum")
-            asked = bool(told.item())
+        if args.world_size > 1:  # all processes stop after the same step, whichever got the signal
+            count = trainer.accelerator.reduce(torch.tensor(float(asked), device=args.device), "sum")
+            asked = bool(count.item())
         if asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = trainer.stopped = True
 
@@ -576,18 +596,36 @@ def _arguments(recipe: Recipe, evaluates: bool, more: dict[str, Any]) -> Trainin
     every = watch.evaluate_every if evaluates else 0
     return TrainingArguments(
         **dict(
-            output_dir=recipe.out, max_steps=settings.steps, per_device_train_batch_size=settings.batch,
-            gradient_accumulation_steps=settings.accumulate, learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup, lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1, adam_beta2=settings.beta2, max_grad_norm=settings.clip,
-            bf16=recipe.precision == "bf16", logging_steps=watch.log_every, logging_nan_inf_filter=False,
-            save_strategy="steps", save_steps=watch.save_every or settings.steps,
-            save_total_limit=None, eval_strategy="steps" if every else "no", eval_steps=every or None,
-            seed=recipe.seed, data_seed=recipe.seed, report_to=list(watch.report_to), remove_unused_columns=False,
-            dataloader_pin_memory=False, disable_tqdm=True, ddp_find_unused_parameters=False,
+            output_dir=recipe.out,
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch,
+            gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup,
+            lr_scheduler_type=settings.schedule,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            max_grad_norm=settings.clip,
+            bf16=recipe.precision == "bf16",
+            logging_steps=watch.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=watch.save_every or settings.steps,
+            save_total_limit=None,
+            eval_strategy="steps" if every else "no",
+            eval_steps=every or None,
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            report_to=list(watch.report_to),
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            ddp_find_unused_parameters=False,
             use_cpu=not torch.cuda.is_available(),
-        ) | more,
-    )  # fmt: skip
+        )
+        | more,
+    )
 
 
 def _low_adapters(base: Any) -> Any:

@@ -91,14 +91,12 @@ def _changed_thoughts(
         settings = {"donor": donor.position}
     else:
         control = Control.parse(wanted.kind)
-        if control.name in ("own", "only", "donor"):
+        if control.keeps_own or control.needs_earlier:
             raise QuietStarError("kind must be edited, resampled, donor, none, filler, shuffled or truncated:J")
         options["thoughts"] = [own]
-        if control.name == "truncated" and not control.keep:  # the markers with nothing between them
-            options["thoughts"] = [[]]
-        elif control.name != "none":
+        if control.thinks:
             options["control"] = control
-        settings = {"seed": wanted.seed} if control.name == "shuffled" else {}
+        settings = {"seed": wanted.seed} if control.seeded else {}
     if "thoughts" in options:
         options["thoughts"] = thoughts_tensor(options["thoughts"])
     text = trace.ids[: thought.position + 1]

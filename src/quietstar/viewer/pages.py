@@ -12,7 +12,8 @@ from typing import Any
 
 from quietstar._version import __version__
 from quietstar.errors import QuietStarError
-from quietstar.evals.statistics import MEASURES, early_answering, over
+from quietstar.evals.measures import measures
+from quietstar.evals.statistics import early_answering, over
 from quietstar.record import overview
 from quietstar.record.columns import noise_of, object_of
 from quietstar.record.entries import Run
@@ -95,7 +96,7 @@ def statistics(store: Store, name: str) -> dict[str, Any]:
     """
     measured = store.measured(name)
     found = over([(store.trace(name), measured)])
-    missing = [{"label": one.label, "formula": one.formula} for one in MEASURES.values() if one.model]
+    missing = [{"label": one.label, "formula": one.formula} for one in measures().values() if one.model]
     return {
         "statistics": [one.to_dict() for one in found],
         "early": early_answering(measured.values()),

@@ -1,15 +1,8 @@
-"""What a person sees of a run while it trains, and the log it leaves: a line a step, held-out effects, some thoughts.
-
-`log.jsonl` in the run's folder has one JSON object a line: training lines (`loss`, `base`, `mixed`, `reward`, ...) and
-evaluation lines (`eval_base`, `eval_own`, `eval_content`, ...), each with its `step`. After a resume it goes on where
-the checkpoint was.
-"""
+"""What a terminal shows of a run while it trains: progress, losses, held-out effects, the most influential thoughts."""
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,81 +13,15 @@ from transformers import TrainerCallback
 
 from quietstar.engine.memory import peak_bytes
 from quietstar.engine.sampling import top
-from quietstar.errors import QuietStarError
-from quietstar.jsontext import to_json
 from quietstar.text import visible
-from quietstar.training import folder as folders
 
 if TYPE_CHECKING:
     from quietstar.training.trainer import ThoughtTrainer
 
-LOG = folders.LOG
 _THOUGHTS = 3
 
 
-class Log(TrainerCallback):  # type: ignore[misc]
-    """Writes `log.jsonl`."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / LOG
-        self.notes: list[dict[str, Any]] = []
-
-    def note(self, line: dict[str, Any]) -> None:
-        """Add a line where the run goes on."""
-        self.notes.append(line)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        lines = [line for line in read(self.path.parent) if 0 < line["step"] <= state.global_step]
-        lines += [{"step": state.global_step, **line} for line in self.notes]
-        self.notes = []
-        with self._writing():
-            folders.write(self.path.parent, LOG, "".join(_line(line) for line in lines))
-            folders.clear(self.path.parent)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs:
-            with self._writing(), self.path.open("a", encoding="utf-8") as file:
-                file.write(_line({"step": state.global_step, **logs}))
-
-    def _writing(self) -> Any:
-        def go_on() -> str:
-            last = folders.last_checkpoint(self.path.parent)
-            return f"{last} is whole, go on from it with --resume" if last else "no checkpoint had been saved yet"
-
-        return folders.writing("the log", self.path.parent, go_on)
-
-
-def _line(values: dict[str, Any]) -> str:
-    return to_json(values, ascii_only=True) + "\n"
-
-
-def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's log, [] where there is none; a line cut off by a kill is left out.
-
-    Raises:
-        QuietStarError: the log cannot be read.
-    """
-    path = Path(folder) / LOG
-    try:
-        if not path.is_file():
-            return []
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError) as error:
-        raise QuietStarError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    found = []
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and type(values.get("step")) is int:
-            found.append(values)
-    return found
-
-
-class Live(TrainerCallback):  # type: ignore[misc]
+class ProgressDisplay(TrainerCallback):  # type: ignore[misc]
     """A progress bar in a terminal, plain lines elsewhere; a table of held-out effects at each evaluation."""
 
     def __init__(self) -> None:
@@ -114,9 +41,14 @@ class Live(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
         self.progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=24), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-        )  # fmt: skip
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
         self.progress.start()
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
 
@@ -149,8 +81,10 @@ class Live(TrainerCallback):  # type: ignore[misc]
         self.effects = "".join(f"{name} {value:+.4f}  " for name, value in found.items())
         table = Table(
             title=f"held out, step {state.global_step}: {report.tokens} tokens, {len(report.documents)} documents",
-            title_justify="left", box=None, pad_edge=False,
-        )  # fmt: skip
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+        )
         for name in ("", "mean", "95 %"):
             table.add_column(name, justify="left" if not name else "right")
         for name, interval in {**report.losses, **report.effects, "w": report.weight}.items():
@@ -181,7 +115,7 @@ class Live(TrainerCallback):  # type: ignore[misc]
         return lines
 
     def stop(self) -> None:
-        """Take the progress bar away, whatever happened."""
+        """Remove the progress bar; safe to call at any time."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
