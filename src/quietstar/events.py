@@ -225,6 +225,9 @@ class Trace:
         """Take in one event of this sequence; others are ignored."""
         if getattr(event, "sequence", self.sequence) != self.sequence:
             return
+        self._take(event)
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, ThoughtEvent):
             self.thoughts.append(event)
         elif isinstance(event, TokenEvent):
@@ -241,8 +244,9 @@ class Trace:
         for event in events:
             if isinstance(event, Start):
                 traces = [cls(event, b) for b in range(len(event.prompt_ids))]
-            for trace in traces:
-                trace.add(event)
+            sequence: int | None = getattr(event, "sequence", None)  # an event without one is of the whole batch
+            for trace in traces if sequence is None else traces[sequence : sequence + 1]:
+                trace._take(event)
         return traces
 
     @property

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -106,9 +106,9 @@ def thinking(
 
     config = text_config(model.decoder_lm)
     width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    states = int(getattr(config, "num_key_value_heads", None) or heads)
-    size = int(getattr(config, "head_dim", None) or width // heads)
+    heads = _largest(config, "num_attention_heads") or 1
+    states = _largest(config, "num_key_value_heads") or heads
+    size = _largest(config, "head_dim") or width // heads
     item = model.decoder_lm.dtype.itemsize
     per_token = 2 * layers * states * size * item
     longest = max(lengths)
@@ -123,6 +123,12 @@ def thinking(
     need = text + thoughts + logits + rows * (width * item + kept + 24)
     what = f"{rows} thoughts of {length} tokens after {sum(lengths)} tokens of text"
     check(int(need), what, advice, have)
+
+
+def _largest(config: Any, name: str) -> int:
+    """A size in a model's configuration, the largest over its layers where they differ; 0 where it has none."""
+    layers = getattr(config, "per_layer_config", None) or [config]
+    return max(int(getattr(layer, name, None) or 0) for layer in layers)
 
 
 def _size(count: int) -> str:
