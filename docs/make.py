@@ -180,7 +180,7 @@ def page_pictures(model: str = "default", *more: str) -> None:
                 page.screenshot(path=HERE / f"page-{name}.png")
             page.set_viewport_size({"width": 1180, "height": 900})
             page.emulate_media(color_scheme="light")
-            for button in ("Shuffle", "Borrow from", "No thought"):
+            for button in ("Shuffle", "Donor", "No thought"):
                 tried = page.locator(".try").count()
                 page.get_by_role("button", name=button).click()
                 page.locator(".try").nth(tried).wait_for(timeout=600_000)

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 import uvicorn
 
 from quietstar.viewer.guard import Guard
-from quietstar.viewer.live import Live
 from quietstar.viewer.server import build
 from quietstar.viewer.serving import _listen as listen
+from quietstar.viewer.worker import ModelWorker
 
 
 class Served:
     """Where a server is, and requests to it."""
 
-    def __init__(self, port: int, live: Live | None) -> None:
-        self.port, self.live = port, live
+    def __init__(self, port: int, worker: ModelWorker | None) -> None:
+        self.port, self.worker = port, worker
         self.url = f"http://127.0.0.1:{port}/"
 
     def connection(self) -> http.client.HTTPConnection:
@@ -71,11 +71,11 @@ def read_frames(answer):
 @contextmanager
 def serving(store, model=None, token=None, host="127.0.0.1"):
     """A server over `store` that answers with `model`."""
-    live = None if model is None else Live("tiny", lambda: model)
+    worker = None if model is None else ModelWorker("tiny", lambda: model)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
-        Guard(build(store, live), host, port, token),
+        Guard(build(store, worker), host, port, token),
         log_level="warning",
         lifespan="off",
         timeout_graceful_shutdown=2,
@@ -89,12 +89,12 @@ def serving(store, model=None, token=None, host="127.0.0.1"):
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Served(port, live)
+        yield Served(port, worker)
     finally:
         server.should_exit = True
         thread.join(20)
-        if live is not None:
-            live.close()
+        if worker is not None:
+            worker.close()
 
 
 def until(condition, seconds: float = 30) -> bool:

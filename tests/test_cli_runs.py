@@ -94,7 +94,7 @@ def test_a_record_that_cannot_be_used_costs_no_answer(run, folder, own_record, k
 
 def test_a_locked_record_costs_no_answer(run, folder, own_record, monkeypatch):
     monkeypatch.setattr("quietstar.record.schema.BUSY_SECONDS", 0.05)
-    monkeypatch.setattr("quietstar.record.recorder._IMPATIENT", 0.01)
+    monkeypatch.setattr("quietstar.record.recorder._BRIEFLY", 0.01)
     expected = run(*THINK, "--model", folder, "-q")[1]
     other = sqlite3.connect(own_record, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

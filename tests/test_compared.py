@@ -107,7 +107,7 @@ def test_another_version_is_said_too_and_the_original_text_computed_anew(store, 
         frames = served.frames(f"/api/runs/{name}/measure", {})
     (key,) = other
     assert Compared.of(one["settings"]).recorded[key] == other[key] and told["original"] == told["text"]
-    assert f"{key} {other[key]}" in frames[-1][1]["told"]
+    assert f"{key} {other[key]}" in frames[-1][1]["warning"]
 
 
 def test_a_run_of_another_precision_or_device_is_not_measured(store, half, whole):

@@ -136,7 +136,7 @@ def test_all_of_it_by_keyboard(store, visit):
     with serving(store) as served:
         page = visit(f"{served.url}#/run/{run}")
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "to the text"
+        assert page.evaluate("document.activeElement.textContent") == "skip to the text"
         for _ in range(20):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.getAttribute('role')") == "listbox":
@@ -353,7 +353,7 @@ def test_stop_stops_and_what_was_said_is_kept(store, tiny, visit):
         page.locator(".panel .bars").first.wait_for()  # and can be looked at meanwhile
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("see what was recorded").wait_for()
-        assert until(lambda: not served.live._jobs)
+        assert until(lambda: not served.worker._jobs)
         (run,) = store.runs()
         assert run.reason == "interrupted" and 3 < run.tokens < 450
 
@@ -378,13 +378,13 @@ def test_a_thought_is_changed_and_the_text_goes_on(store, tiny, visit):
         page.get_by_role("button", name="Try this text").click()
         attempt = page.locator(".try").first
         attempt.locator(".bars").first.wait_for()
-        assert attempt.locator(".bars h3").all_inner_texts() == ["with its own", "with this", "only this"]
+        assert attempt.locator(".bars h3").all_inner_texts() == ["own thought", "this thought", "only this thought"]
         attempt.get_by_role("button", name="Continue the text").click()
         attempt.get_by_role("button", name="Continue it again").wait_for()
         attempt.get_by_label("mark differences").check()
         old, new = (one.evaluate("e => e.textContent") for one in attempt.locator(".said").all())
         assert old and new  # what followed stands beside what was said
-        for kind in ("Empty", "Filler", "Shuffle", "No thought", "Borrow from"):
+        for kind in ("Empty", "Filler", "Shuffle", "No thought", "Donor"):
             before = page.locator(".try").count()
             page.get_by_role("button", name=kind, exact=True).click()
             assert until(lambda n=before: page.locator(".try").count() == n + 1), kind
@@ -440,7 +440,7 @@ def test_light_and_dark_can_be_chosen_and_stay(store, pages, visit):
         page = visit(served.url, look="light")
         paper = lambda: page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         light = paper()
-        page.get_by_label("light or dark").select_option("dark")
+        page.get_by_label("colour scheme").select_option("dark")
         assert paper() != light
         page.reload()
         page.locator(".runs li").first.wait_for()
@@ -570,7 +570,7 @@ def test_the_default_model_is_asked_read_and_changed(store, visit):
         page.get_by_label("prompt", exact=True).fill("What is the capital of France?")
         page.get_by_text("settings").click()
         page.get_by_label("longest answer").fill("8")
-        page.get_by_label("fixed weight").fill("0.25")
+        page.get_by_label("mixing weight").fill("0.25")
         page.get_by_role("button", name="Ask").click()
         page.wait_for_url(re.compile(r"#/run/\w+"), timeout=120_000)
         page.locator(".run .passage").focus()

@@ -67,7 +67,7 @@ def test_a_run_from_before_says_that_it_was_not_measured(store, visit):
         assert "noise floor not measured" in page.locator(".run-head").inner_text()
         assert "Noise floor not measured" in page.locator(".legend").inner_text()
         page.goto(f"{served.url}#/runs")
-        page.get_by_text("likeliest word changed 2 times").wait_for()
+        page.locator(".runs").get_by_text("likeliest word changed 2 times").wait_for()
         assert "(noise floor not measured)" in page.locator(".runs").inner_text()
 
 
@@ -177,12 +177,12 @@ def test_a_change_is_told_beside_its_original(store, tiny, visit):
         page.get_by_role("button", name="Filler", exact=True).click()
         attempt = page.locator(".try").first
         attempt.locator(".bars").first.wait_for()
-        assert attempt.locator(".bars h3").all_inner_texts() == ["with its own", "with this", "only this"]
+        assert attempt.locator(".bars h3").all_inner_texts() == ["own thought", "this thought", "only this thought"]
         told = attempt.inner_text()
-        assert "Both were computed anew by dtype float32" in told and "the run was by dtype bfloat16" in told
+        assert "Both predictions were computed now, by dtype float32" in told and "the run by dtype bfloat16" in told
         attempt.get_by_role("button", name="Continue the text").click()
         attempt.get_by_text("with its own thought, computed again").wait_for()
-        page.get_by_text("statistics over its thoughts").click()
+        page.get_by_text("statistics of the thoughts").click()
         page.get_by_role("button", name="Measure with the model").click()
         page.get_by_text("load it with --dtype bfloat16 --device cpu").wait_for()
         page.reload()

@@ -20,7 +20,7 @@ from fuzzing import fuzz
 from quietstar import QuietStarError
 from quietstar.record import exchange, schema
 from quietstar.record.store import Store
-from quietstar.viewer import live, serving
+from quietstar.viewer import pages, serving, worker
 from recorded import trace
 from served import serving as served_by
 from served import until
@@ -74,12 +74,12 @@ for _ in range(200):
 @pytest.mark.parametrize(
     ("place", "value", "word"),
     [
-        ("batch", "no id!", "no id of a run"),
-        ("continues", "../../etc", "no id of a run"),
-        ("id", "x" * 100, "no id of a run"),
-        ("started", "0001-01-01T00:00:00+14:00", "no time"),
-        ("started", "9999-12-31T23:59:59-14:00", "no time"),
-        ("started", "yesterday", "no time"),
+        ("batch", "no id!", "not the id of a run"),
+        ("continues", "../../etc", "not the id of a run"),
+        ("id", "x" * 100, "not the id of a run"),
+        ("started", "0001-01-01T00:00:00+14:00", "not a time"),
+        ("started", "9999-12-31T23:59:59-14:00", "not a time"),
+        ("started", "yesterday", "not a time"),
         ("trace.start.settings", {"a": DEEP}, "deep"),
         ("trace.tokens.2.position", 2**70, "too large"),
         ("trace.thoughts.0.position", -(2**70), "too large"),
@@ -96,9 +96,9 @@ def test_damaged_lines_are_refused_and_nothing_comes_in(store, lines, tmp_path, 
 
 def test_a_circle_of_continued_runs_is_refused_at_import_and_survived_in_a_file(store, lines, tmp_path, run):
     first, second = changed(lines[0], "continues", lines[1]["id"]), lines[1]
-    with pytest.raises(QuietStarError, match="goes on from itself"):
+    with pytest.raises(QuietStarError, match="continues itself"):
         imported(store, tmp_path / "in.jsonl", [first, second])
-    with pytest.raises(QuietStarError, match="goes on from itself"):
+    with pytest.raises(QuietStarError, match="continues itself"):
         imported(store, tmp_path / "in.jsonl", [changed(lines[2], "continues", lines[2]["id"])])
     imported(store, tmp_path / "in.jsonl", [lines[0], second])
     store.change([("UPDATE runs SET continues = ? WHERE id = ?", [second["id"], lines[0]["id"]])])
@@ -181,7 +181,10 @@ def test_any_damage_to_a_line_is_read_or_refused_with_a_line(lines, tmp_path_fac
 @pytest.mark.parametrize(
     ("table", "column", "value"),
     [("runs", "settings", "{"), ("runs", "prompt_ids", "[[["), ("runs", "batch_size", 10**15), ("runs", "versions", "[" * 9999),
-     ("thoughts", "base_top", "[1]"), ("samples", "logprobs", '["x"]'), ("runs", "sequence", -7)],
+     ("thoughts", "base_top", "[1]"), ("samples", "logprobs", '["x"]'), ("runs", "sequence", -7),
+     ("runs", "settings", "[1]"), ("runs", "versions", "[]"), ("runs", "prompt_ids", "{}"), ("samples", "tokens", "{}"),
+     ("samples", "tokens", '["a"]'), ("samples", "pieces", "[1]"), ("samples", "logprobs", "{}"),
+     ("thoughts", "mixed_top", '[["a", "b", 1]]')],
 )  # fmt: skip
 def test_values_that_nobody_wrote_are_told_with_the_run(store, table, column, value):
     name = store.add(trace())
@@ -189,6 +192,11 @@ def test_values_that_nobody_wrote_are_told_with_the_run(store, table, column, va
     with pytest.raises(QuietStarError, match="damaged"):
         list(store.runs())
         store.trace(name)
+    with pytest.raises(QuietStarError, match="damaged"):
+        pages.run(store, name)
+        for thought in store.thoughts(run=name, limit=None):
+            pages.thought(store, name, thought.position)
+        exchange.line(store, name)
 
 
 def test_a_file_that_cannot_be_written_is_read_where_it_stands(store, tmp_path):
@@ -396,7 +404,7 @@ def test_work_between_frames_ends_when_nobody_listens(store):
         begun.set()
         try:
             while True:
-                live.check()
+                worker.check()
                 time.sleep(0.01)
         finally:
             ended.set()
@@ -406,7 +414,7 @@ def test_work_between_frames_ends_when_nobody_listens(store):
         import asyncio
 
         async def ask() -> None:
-            job = served.live.start(work)
+            job = served.worker.start(work)
             while not begun.is_set():
                 await asyncio.sleep(0.01)
             job.stop()
@@ -423,7 +431,7 @@ def test_a_cancelled_measurement_frees_its_place(store_of_tiny):
         answer, connection = at.open_stream(f"/api/runs/{run}/measure", {})
         answer.close()
         connection.close()
-        assert until(lambda: not at.live._jobs, 10)
+        assert until(lambda: not at.worker._jobs, 10)
         assert at.frames("/api/ask", {"prompt": "the", "settings": {"max_new_tokens": 2}})[-1][1]["event"] == "end"
 
 

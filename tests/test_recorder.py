@@ -152,7 +152,7 @@ def test_several_processes_write_at_once(tmp_path):
 
 
 def test_a_passing_lock_leaves_no_hole(store, monkeypatch):
-    monkeypatch.setattr("quietstar.record.recorder._IMPATIENT", 0.01)
+    monkeypatch.setattr("quietstar.record.recorder._BRIEFLY", 0.01)
     made, recorder = trace(), store.recorder()
     events = list(made.events)
     for event in events[:3]:

@@ -1,4 +1,4 @@
-"""The file: made, brought up, refused; foreign and damaged ones stay as they are."""
+"""The file: created, upgraded, refused; foreign and damaged ones are not changed."""
 
 import os
 import sqlite3
@@ -46,7 +46,7 @@ def test_an_older_file_is_brought_up(tmp_path, monkeypatch):
         assert store._row("SELECT mood FROM runs", [])["mood"] == "calm" and store.trace(run) == trace()
     assert version(path) == now + 1
     monkeypatch.undo()
-    with pytest.raises(QuietStarError, match=f"newer quietstar .its form {now + 1}, this one knows {now}"):
+    with pytest.raises(QuietStarError, match=f"newer quietstar .its version is {now + 1}, this quietstar knows {now}"):
         Store.open(path)
 
 
@@ -117,7 +117,7 @@ def test_a_folder_and_an_impossible_place(tmp_path):
     with pytest.raises(QuietStarError, match="is a folder"):
         Store.open(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(QuietStarError, match="cannot make a record at"):
+    with pytest.raises(QuietStarError, match="cannot create a record at"):
         Store.open(tmp_path / "file" / "record.db")
 
 

@@ -34,6 +34,14 @@ def test_accents_may_be_left_out_in_every_form(tmp_path):
         assert {run.id for run in store.runs("Viet")} == {run.id for run in store.runs("tieng")} == ids
 
 
+def test_sharp_s_and_double_s_find_each_other(tmp_path):
+    with Store.open(tmp_path / "r.db") as store:
+        ids = {store.add(trace(words=(text,))) for text in (" Große Straße", " GROSSE STRASSE", " grosse strasse")}
+        store.add(trace(words=(" gross",)))
+        for typed in ("Straße", "strasse", "STRASSE", '"große straße"'):
+            assert {run.id for run in store.runs(typed)} == ids, typed
+
+
 def test_an_old_record_is_indexed_anew(tmp_path):
     path = tmp_path / "old.db"
     with closing(sqlite3.connect(path)) as db:

@@ -195,16 +195,18 @@ def _path(value: Any) -> Any:
     return value
 
 
-def usable(name: str | bytes, what: str = "the file name") -> Path:
+def usable(name: str | bytes | os.PathLike[str], what: str = "the file name") -> Path:
     """A file's name as a path with ~ put in; the file need not exist.
 
     Raises:
-        QuietStarError: no file can have this name (NUL, not UTF-8, too long, an unknown ~user).
+        QuietStarError: no file can have this name (empty, NUL, not UTF-8, too long, an unknown ~user).
     """
     try:
         text = os.fspath(name)
         if isinstance(text, bytes):
             text = text.decode()
+        if not text:
+            raise QuietStarError(f"{what} must not be empty")
         if "\0" in text:
             raise QuietStarError(f"{what} {shown(text)} contains a NUL character")
         text.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -51,20 +52,21 @@ def view(
         raise QuietStarError("--token must have at least 8 letters, digits, - or _, and start with a letter")
 
     from quietstar.record.store import Store
-    from quietstar.viewer.live import Live
+    from quietstar.viewer.opening import open_in_browser, private_redirect
     from quietstar.viewer.serving import serve
+    from quietstar.viewer.worker import ModelWorker
 
     with Store.open(db) as store:
         place = f"#/run/{store.find(run)}" if run is not None else ""
-        live = None
+        worker = None
         if not look and store.writable:
-            live = Live(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
+            worker = ModelWorker(model, lambda: options.load(model, dtype, device, quantize, threads=threads))
 
-        def ready(address: str) -> None:
-            typer.echo(f"{address}{place}  (Ctrl-C stops it)")
-            if open_:
-                import webbrowser
+        with ExitStack() as until_the_end:
 
-                webbrowser.open(address + place)
+            def ready(address: str) -> None:
+                typer.echo(f"{address}{place}  (Ctrl-C stops it)")
+                if open_ and not open_in_browser(until_the_end.enter_context(private_redirect(address + place))):
+                    typer.echo("note: no browser was found to open it", err=True)
 
-        serve(store, live, host=host, port=port, token="" if no_token else token, ready=ready)
+            serve(store, worker, host=host, port=port, token="" if no_token else token, ready=ready)

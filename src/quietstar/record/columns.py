@@ -63,6 +63,36 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def object_of(text: str) -> dict[str, Any]:
+    """A JSON object from a column; ValueError where it is something else."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def ids_of(text: str) -> list[int]:
+    """Token ids from a column; ValueError where it holds something else."""
+    return _list_of(text, int)
+
+
+def texts_of(text: str) -> list[str]:
+    """A list of texts from a column; ValueError where it holds something else."""
+    return _list_of(text, str)
+
+
+def numbers_of(text: str) -> list[float]:
+    """A list of numbers from a column, those that are not finite too; ValueError where it holds something else."""
+    return [float(one) for one in _list_of(text, float, int, str)]
+
+
+def _list_of(text: str, *types: type) -> list[Any]:
+    found = json.loads(text)
+    if not isinstance(found, list) or not {type(one) for one in found} <= set(types):
+        raise ValueError(f"not a JSON list of {' or '.join(one.__name__ for one in types)}")
+    return found
+
+
 def _whole(value: Any) -> int | None:
     """An integer that fits a column; a wider one is in the JSON of the settings only."""
     return value if isinstance(value, int) and -_WIDEST <= value < _WIDEST else None
@@ -79,19 +109,33 @@ def run_row(start: Start, sequence: int, run: str, started: str) -> dict[str, An
     """The columns of `runs` that are known when a run starts."""
     settings = start.settings
     return {
-        "id": run, "started": started, "model": plain(start.model), "base": plain(start.base),
+        "id": run,
+        "started": started,
+        "model": plain(start.model),
+        "base": plain(start.base),
         **{key: plain(value) if value is not None else None for key, value in asdict(start.identity).items()},
-        "untrained": int(start.untrained), "dtype": plain(start.dtype), "device": plain(start.device),
-        "version": plain(start.version), "versions": to_json(start.versions),
-        "seed": _whole(settings.get("seed")), "trigger": _texts(settings.get("trigger")),
-        "control": _texts(settings.get("control")), "thought_length": _whole(settings.get("thought_length")),
-        "samples": _whole(settings.get("samples")), "temperature": real(settings.get("temperature")),
-        "mixing_weight": real(settings.get("mixing_weight")), "settings": to_json(settings),
-        "phase": plain(start.phase), "chat": int(start.chat), "sequence": sequence,
-        "batch_size": len(start.prompt_ids), "schema": start.schema,
-        "asked": plain(start.asked[sequence]) if start.asked else "", "prompt": plain(start.prompts[sequence]),
+        "untrained": int(start.untrained),
+        "dtype": plain(start.dtype),
+        "device": plain(start.device),
+        "version": plain(start.version),
+        "versions": to_json(start.versions),
+        "seed": _whole(settings.get("seed")),
+        "trigger": _texts(settings.get("trigger")),
+        "control": _texts(settings.get("control")),
+        "thought_length": _whole(settings.get("thought_length")),
+        "samples": _whole(settings.get("samples")),
+        "temperature": real(settings.get("temperature")),
+        "mixing_weight": real(settings.get("mixing_weight")),
+        "settings": to_json(settings),
+        "phase": plain(start.phase),
+        "chat": int(start.chat),
+        "sequence": sequence,
+        "batch_size": len(start.prompt_ids),
+        "schema": start.schema,
+        "asked": plain(start.asked[sequence]) if start.asked else "",
+        "prompt": plain(start.prompts[sequence]),
         "prompt_ids": to_json(start.prompt_ids[sequence]),
-    }  # fmt: skip
+    }
 
 
 def start_of(row: Row, batch: Iterable[Row]) -> Start:
@@ -106,14 +150,27 @@ def start_of(row: Row, batch: Iterable[Row]) -> Start:
     asked, prompts, prompt_ids = [""] * size, [""] * size, [list[int]() for _ in range(size)]
     for one in batch:
         b = one["sequence"]
-        asked[b], prompts[b], prompt_ids[b] = one["asked"], one["prompt"], json.loads(one["prompt_ids"])
+        if not 0 <= b < size:
+            raise ValueError(f"sequence {b} of a batch of {size} runs")
+        asked[b], prompts[b] = one["asked"], one["prompt"]
+        prompt_ids[b] = ids_of(one["prompt_ids"])
     return Start(
-        schema=row["schema"], version=row["version"], model=row["model"], base=row["base"], dtype=row["dtype"],
-        device=row["device"], untrained=bool(row["untrained"]), prompts=prompts, prompt_ids=prompt_ids,
-        chat=bool(row["chat"]), settings=json.loads(row["settings"]), phase=row["phase"],
-        identity=Identity(**{key: row[key] for key in asdict(Identity())}), versions=json.loads(row["versions"]),
+        schema=row["schema"],
+        version=row["version"],
+        model=row["model"],
+        base=row["base"],
+        dtype=row["dtype"],
+        device=row["device"],
+        untrained=bool(row["untrained"]),
+        prompts=prompts,
+        prompt_ids=prompt_ids,
+        chat=bool(row["chat"]),
+        settings=object_of(row["settings"]),
+        phase=row["phase"],
+        identity=Identity(**{key: row[key] for key in asdict(Identity())}),
+        versions=object_of(row["versions"]),
         asked=asked,
-    )  # fmt: skip
+    )
 
 
 def end_of(row: Row) -> End | None:
@@ -121,17 +178,26 @@ def end_of(row: Row) -> End | None:
     if row["reason"] is None:
         return None
     return End(
-        row["sequence"], row["reason"], row["text"], row["tokens"], row["thoughts"], number(row["seconds"]),
-        row["drafted"] or 0, row["accepted"] or 0,
-    )  # fmt: skip
+        row["sequence"],
+        row["reason"],
+        row["text"],
+        row["tokens"],
+        row["thoughts"],
+        number(row["seconds"]),
+        row["drafted"] or 0,
+        row["accepted"] or 0,
+    )
 
 
 def noise_row(event: NoiseFloor) -> dict[str, Any]:
     """The noise floor as columns of `runs`."""
     return {
-        "noise_places": event.places, "noise_kl": real(event.kl), "noise_logprob": real(event.logprob),
-        "noise_weight": real(event.weight), "noise_gain": None if event.gain is None else real(event.gain),
-    }  # fmt: skip
+        "noise_places": event.places,
+        "noise_kl": real(event.kl),
+        "noise_logprob": real(event.logprob),
+        "noise_weight": real(event.weight),
+        "noise_gain": None if event.gain is None else real(event.gain),
+    }
 
 
 def noise_of(row: Row) -> NoiseFloor | None:
@@ -153,9 +219,13 @@ def noise_of(row: Row) -> NoiseFloor | None:
 def token_row(run: str, event: TokenEvent) -> dict[str, Any]:
     """One emitted token as columns of `tokens`."""
     return {
-        "run": run, "position": event.position, "token": event.id, "text": plain(event.text),
-        "logprob": real(event.logprob), "thought": int(event.thought),
-    }  # fmt: skip
+        "run": run,
+        "position": event.position,
+        "token": event.id,
+        "text": plain(event.text),
+        "logprob": real(event.logprob),
+        "thought": int(event.thought),
+    }
 
 
 def token_of(row: Row, sequence: int) -> TokenEvent:
@@ -168,43 +238,72 @@ def token_of(row: Row, sequence: int) -> TokenEvent:
 def thought_row(run: str, event: ThoughtEvent, context: str) -> dict[str, Any]:
     """One position with its thought as columns of `thoughts`."""
     return {
-        "run": run, "position": event.position, "context": plain(context),
+        "run": run,
+        "position": event.position,
+        "context": plain(context),
         "text": plain(event.samples[0].text) if event.samples else "",
-        "trigger": plain(event.trigger), "control": plain(event.control), "weight": real(event.weight),
-        "kl": real(event.kl), "entropy": real(event.entropy), "flipped": int(event.flipped),
-        "base_logprob": real(event.base_logprob), "mixed_logprob": real(event.mixed_logprob),
+        "trigger": plain(event.trigger),
+        "control": plain(event.control),
+        "weight": real(event.weight),
+        "kl": real(event.kl),
+        "entropy": real(event.entropy),
+        "flipped": int(event.flipped),
+        "base_logprob": real(event.base_logprob),
+        "mixed_logprob": real(event.mixed_logprob),
         "only_logprob": real(event.only_logprob),
-        "base_token": _first(event.base), "mixed_token": _first(event.mixed), "only_token": _first(event.only),
-        "base_top": choices_json(event.base), "mixed_top": choices_json(event.mixed),
+        "base_token": _first(event.base),
+        "mixed_token": _first(event.mixed),
+        "only_token": _first(event.only),
+        "base_top": choices_json(event.base),
+        "mixed_top": choices_json(event.mixed),
         "only_top": choices_json(event.only),
-    }  # fmt: skip
+    }
 
 
 def sample_row(run: str, position: int, place: int, sample: Sample) -> dict[str, Any]:
     """One sample of a thought as columns of `samples`."""
     return {
-        "run": run, "position": position, "sample": place, "text": plain(sample.text), "weight": real(sample.weight),
-        "tokens": to_json(sample.ids), "pieces": to_json(sample.pieces), "logprobs": to_json(sample.logprobs),
-    }  # fmt: skip
+        "run": run,
+        "position": position,
+        "sample": place,
+        "text": plain(sample.text),
+        "weight": real(sample.weight),
+        "tokens": to_json(sample.ids),
+        "pieces": to_json(sample.pieces),
+        "logprobs": to_json(sample.logprobs),
+    }
 
 
 def thought_of(row: Row, samples: Iterable[Row], sequence: int) -> ThoughtEvent:
     """The thought event again."""
     return ThoughtEvent(
-        sequence=sequence, position=row["position"], trigger=row["trigger"], control=row["control"],
-        samples=[sample_of(one) for one in samples], weight=number(row["weight"]), base=choices_of(row["base_top"]),
-        mixed=choices_of(row["mixed_top"]), only=choices_of(row["only_top"]), flipped=bool(row["flipped"]),
-        kl=number(row["kl"]), entropy=number(row["entropy"]), base_logprob=row["base_logprob"],
-        mixed_logprob=row["mixed_logprob"], only_logprob=row["only_logprob"],
-    )  # fmt: skip
+        sequence=sequence,
+        position=row["position"],
+        trigger=row["trigger"],
+        control=row["control"],
+        samples=[sample_of(one) for one in samples],
+        weight=number(row["weight"]),
+        base=choices_of(row["base_top"]),
+        mixed=choices_of(row["mixed_top"]),
+        only=choices_of(row["only_top"]),
+        flipped=bool(row["flipped"]),
+        kl=number(row["kl"]),
+        entropy=number(row["entropy"]),
+        base_logprob=row["base_logprob"],
+        mixed_logprob=row["mixed_logprob"],
+        only_logprob=row["only_logprob"],
+    )
 
 
 def sample_of(row: Row) -> Sample:
     """One sample again."""
     return Sample(
-        ids=json.loads(row["tokens"]), text=row["text"], logprobs=[float(x) for x in json.loads(row["logprobs"])],
-        weight=number(row["weight"]), pieces=json.loads(row["pieces"]),
-    )  # fmt: skip
+        ids=ids_of(row["tokens"]),
+        text=row["text"],
+        logprobs=numbers_of(row["logprobs"]),
+        weight=number(row["weight"]),
+        pieces=texts_of(row["pieces"]),
+    )
 
 
 def choices_json(choices: Iterable[Choice]) -> str:
@@ -214,7 +313,10 @@ def choices_json(choices: Iterable[Choice]) -> str:
 
 def choices_of(text: str) -> list[Choice]:
     """The candidates again."""
-    return [Choice(token, word, float(prob)) for token, word, prob in json.loads(text)]
+    rows = _list_of(text, list)
+    if any(list(map(type, row[:2])) != [int, str] for row in rows):
+        raise ValueError("not a JSON list of [token id, text, probability]")
+    return [Choice(token, word, float(prob)) for token, word, prob in rows]
 
 
 def _first(choices: Sequence[Choice]) -> str | None:

@@ -1,7 +1,7 @@
-"""What a changed thought is compared with: the thought that was there, predicted with again beside it.
+"""What a changed thought is compared with: the prediction with the own thought, computed again in the same batch shape.
 
-Never with the number in the record, which another precision, batch or library may have made. An intervention keeps this
-among its settings, so that the page and the terminal tell the same whenever they are read. Knows choices and settings.
+Never with the numbers in the record, which may come from another precision, batch or library. An intervention stores
+this in its settings, so that the page and the terminal always show the same. Knows choices and settings.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _KEY = "compared"
 
 @dataclass
 class Compared:
-    """The own thought's prediction, computed beside that of the try.
+    """The prediction with the own thought, computed together with that of an intervention.
 
     Args:
         mixed: likeliest next tokens with the own thought. kl: its KL(mixed || base), nats.
-        floor: what rounding alone makes of a KL and of a log-probability here, nats; None where it was not measured.
-        changed: whether the try makes another word the likeliest, by more than that.
-        computed: what computed both. recorded: what computed the run, where that is something else.
+        floor: noise floor of KL ("kl") and of a log-probability ("logprob") here, nats; None where it was not measured.
+        changed: whether the intervention makes another token the likeliest, by more than the noise floor.
+        computed: what computed both. recorded: what computed the run, None where it is the same.
     """
 
     mixed: list[Choice]
@@ -37,14 +37,20 @@ class Compared:
 
     def to_settings(self) -> dict[str, Any]:
         """As an entry of the settings of an intervention."""
-        return {_KEY: {
-            "mixed": [[one.id, one.text, one.prob] for one in self.mixed], "kl": self.kl, "floor": self.floor,
-            "changed": self.changed, "computed": self.computed, "recorded": self.recorded,
-        }}  # fmt: skip
+        return {
+            _KEY: {
+                "mixed": [[one.id, one.text, one.prob] for one in self.mixed],
+                "kl": self.kl,
+                "floor": self.floor,
+                "changed": self.changed,
+                "computed": self.computed,
+                "recorded": self.recorded,
+            }
+        }
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Compared | None:
-        """From the settings of an intervention; None in records from before, and where they are damaged."""
+        """From the settings of an intervention; None where older versions stored none, and where they are damaged."""
         found: Any = settings.get(_KEY)
         try:
             mixed = [Choice(int(token), str(text), float(prob)) for token, text, prob in found["mixed"]]
@@ -57,16 +63,16 @@ class Compared:
             return None
 
 
-def otherwise(here: By, recorded: By) -> By | None:
-    """What computed the run, None where it is what computes here; it is told wherever numbers of both are near."""
+def unless_alike(recorded: By, here: By) -> By | None:
+    """What computed the run, None where it is the same as here; shown wherever numbers of both appear together."""
     return recorded if different([here, recorded]) else None
 
 
 def changed(before: Sequence[Choice], after: Sequence[Choice], floor: float) -> bool:
     """Whether another token is the likeliest: each prediction prefers its own to the other's by more than `floor` nats.
 
-    As `sampling.flipped` has it, from the likeliest tokens alone; one that is not listed has at most the probability of
-    the last that is.
+    The rule of `sampling.flipped`, computed from the likeliest tokens alone; a token that is not listed has at most the
+    probability of the last one that is.
     """
     if not before or not after or before[0].id == after[0].id:
         return False

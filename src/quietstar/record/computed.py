@@ -1,6 +1,6 @@
-"""What computed a run: precision, device and library versions, and which of them two runs do not share.
+"""What computed a run: precision, device and library versions, and which of them differ between runs.
 
-Numbers computed differently differ by rounding, so nothing compares them without naming this.
+Numbers computed in other ways differ by rounding, so this is shown wherever they are compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What the store gives and takes beside traces: entries of the lists of runs and of thoughts, and interventions."""
+"""What the store takes and returns besides traces: entries of the lists of runs and of thoughts, and interventions."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -51,7 +50,7 @@ class Run:
     def of(cls, row: Row, tags: tuple[str, ...]) -> Run:
         """From a row of `runs`."""
         plain = {name: row[name] for name in cls.__dataclass_fields__ if name not in ("settings", "untrained", "tags")}
-        return cls(**plain, settings=json.loads(row["settings"]), untrained=bool(row["untrained"]), tags=tags)
+        return cls(**plain, settings=columns.object_of(row["settings"]), untrained=bool(row["untrained"]), tags=tags)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""
@@ -59,8 +58,8 @@ class Run:
 
 
 @dataclass
-class Thought:
-    """One entry of a list of thoughts over many runs: where it stands, its first sample's text, and its numbers.
+class ThoughtEntry:
+    """One entry of a list of thoughts over many runs: its position, its first sample's text, and its numbers.
 
     `base_token`, `mixed_token`, `only_token` are the likeliest next tokens without, with and from only the thought;
     `samples` is how many there are at the position. `above_noise` is whether KL is above its run's noise floor, None
@@ -87,7 +86,7 @@ class Thought:
     only_token: str | None
 
     @classmethod
-    def of(cls, row: Row) -> Thought:
+    def of(cls, row: Row) -> ThoughtEntry:
         """From a row of `thoughts` with its model."""
         plain = {name: row[name] for name in cls.__dataclass_fields__ if name not in ("flipped", "above_noise")}
         above = row["above_noise"]
@@ -108,7 +107,7 @@ class Intervention:
         sample: the thought that was put there, with its own weight w.
         base, mixed, only: likeliest next tokens without it, with it, and from it alone.
         kl: KL(mixed || base) in nats. flipped: whether the likeliest token differs from the base's.
-        continuation: the text that followed with it, None where none was asked for.
+        continuation: the text that followed with it, None where none was generated.
         settings: how it was made, as far as the run's settings do not say.
         made: when, filled in by the store. number: its number in the store.
     """
@@ -131,22 +130,34 @@ class Intervention:
         sample = columns.sample_row(run, self.position, 0, self.sample)
         del sample["sample"]
         return sample | {
-            "made": made, "kind": columns.plain(self.kind), "kl": columns.real(self.kl), "flipped": int(self.flipped),
-            "base_top": columns.choices_json(self.base), "mixed_top": columns.choices_json(self.mixed),
-            "only_top": columns.choices_json(self.only), "settings": columns.to_json(self.settings),
+            "made": made,
+            "kind": columns.plain(self.kind),
+            "kl": columns.real(self.kl),
+            "flipped": int(self.flipped),
+            "base_top": columns.choices_json(self.base),
+            "mixed_top": columns.choices_json(self.mixed),
+            "only_top": columns.choices_json(self.only),
+            "settings": columns.to_json(self.settings),
             "continuation": None if self.continuation is None else columns.plain(self.continuation),
-        }  # fmt: skip
+        }
 
     @classmethod
     def of(cls, row: Row) -> Intervention:
         """From a row of `interventions`."""
         return cls(
-            position=row["position"], kind=row["kind"], sample=columns.sample_of(row),
-            base=columns.choices_of(row["base_top"]), mixed=columns.choices_of(row["mixed_top"]),
-            only=columns.choices_of(row["only_top"]), kl=columns.number(row["kl"]), flipped=bool(row["flipped"]),
-            continuation=row["continuation"], settings=json.loads(row["settings"]), made=row["made"],
+            position=row["position"],
+            kind=row["kind"],
+            sample=columns.sample_of(row),
+            base=columns.choices_of(row["base_top"]),
+            mixed=columns.choices_of(row["mixed_top"]),
+            only=columns.choices_of(row["only_top"]),
+            kl=columns.number(row["kl"]),
+            flipped=bool(row["flipped"]),
+            continuation=row["continuation"],
+            settings=columns.object_of(row["settings"]),
+            made=row["made"],
             number=row["number"],
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python, ready for JSON."""

@@ -1,7 +1,7 @@
 """Runs to files and back: JSON lines hold whole runs, Parquet and CSV one table of the record.
 
-A file is written beside its place and moved there when it is complete, so that a full disk leaves nothing half-written;
-an import is one transaction, so that a damaged file changes nothing.
+Files are written atomically, so that a full disk leaves nothing half-written; an import is one transaction, so that a
+damaged file changes nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from quietstar.arguments import checked
+from quietstar.arguments import checked, usable
 from quietstar.errors import QuietStarError
 from quietstar.events import Trace
 from quietstar.extras import install
 from quietstar.record import schema
-from quietstar.record.columns import insert, plain, real, to_json
+from quietstar.record.columns import choices_of, ids_of, insert, numbers_of, plain, real, texts_of, to_json
 from quietstar.record.entries import Intervention
-from quietstar.record.places import place
 from quietstar.record.recorder import RunWriter, new_id, now
 from quietstar.record.store import Store, checked_tag
 
@@ -83,7 +82,7 @@ def export(store: Store, path: str | Path, runs: Sequence[str], format: str, tab
     if table not in schema.TABLES:
         raise QuietStarError(f"table must be one of {', '.join(schema.TABLES)}; got {table!r}")
     if format == "parquet" and str(path) == "-":
-        raise QuietStarError("Parquet cannot be written to standard output; name a file")
+        raise QuietStarError("Parquet cannot be written to standard output; give a file")
     write = {"jsonl": _write_lines, "csv": _write_csv, "parquet": _write_parquet}[format]
     with complete(path) as file:
         write(store, file, runs, table)
@@ -102,11 +101,17 @@ def line(store: Store, run: str) -> dict[str, Any]:
         asked=[trace.start.asked[b] if i == b else "" for i in range(size)],
     )
     return {
-        "quietstar": FORM, "id": entry.id, "started": entry.started, "batch": entry.batch,
-        "continues": entry.continues, "tags": list(entry.tags), "note": entry.note,
+        "quietstar": FORM,
+        "id": entry.id,
+        "started": entry.started,
+        "batch": entry.batch,
+        "continues": entry.continues,
+        "tags": list(entry.tags),
+        "note": entry.note,
         "trace": replace(trace, start=own).to_dict(),
-        "interventions": [one.to_dict() for one in store.interventions(run)], "measures": store.measured(run),
-    }  # fmt: skip
+        "interventions": [one.to_dict() for one in store.interventions(run)],
+        "measures": store.measured(run),
+    }
 
 
 def _write_lines(store: Store, file: IO[bytes], runs: Iterable[str], table: str) -> None:
@@ -133,24 +138,37 @@ def _write_parquet(store: Store, file: IO[bytes], runs: Iterable[str], table: st
         from pyarrow import parquet
     except ImportError as error:
         raise QuietStarError(f"Parquet needs pyarrow; {install('parquet')}") from error
-    kinds = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
-    top = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
-    lists: dict[str, tuple[Any, Callable[[Any], Any]]] = {  # JSON lists become lists
-        "tokens": (pa.list_(pa.int64()), list), "prompt_ids": (pa.list_(pa.int64()), list),
-        "pieces": (pa.list_(pa.string()), list),
-        "logprobs": (pa.list_(pa.float64()), lambda numbers: [float(x) for x in numbers]),
-        **{f"{name}_top": (top, lambda rows: [dict(id=i, text=t, prob=float(p)) for i, t, p in rows])
-           for name in ("base", "mixed", "only")},
-    }  # fmt: skip
-    names = store.columns(table)
-    decode = {name: lists[name] for name, kind in names.items() if kind == "TEXT" and name in lists}
-    form = pa.schema([(name, decode[name][0] if name in decode else kinds[kind]) for name, kind in names.items()])
+    types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
+    lists = {"ids": pa.list_(pa.int64()), "texts": pa.list_(pa.string()), "numbers": pa.list_(pa.float64())}
+    lists["choices"] = pa.list_(pa.struct([("id", pa.int64()), ("text", pa.string()), ("prob", pa.float64())]))
+    declared = store.columns(table)
+    decode = {name: _LISTS[name] for name, kind in declared.items() if kind == "TEXT" and name in _LISTS}
+    form = pa.schema(
+        [(name, lists[decode[name][0]] if name in decode else types[kind]) for name, kind in declared.items()]
+    )
     with parquet.ParquetWriter(file, form, compression="zstd") as writer:
         for group in _groups(store, table, runs):
-            columns = {name: [row[name] for row in group] for name in names}
-            for name, (_, make) in decode.items():
-                columns[name] = [make(json.loads(text)) for text in columns[name]]
+            columns = {name: [row[name] for row in group] for name in declared}
+            with store.decoding(f"a list in the table {table}"):
+                for name, (_, read) in decode.items():
+                    columns[name] = [read(text) for text in columns[name]]
             writer.write_table(pa.table(columns, schema=form))
+
+
+def _choices(text: str) -> list[dict[str, Any]]:
+    return [asdict(choice) for choice in choices_of(text)]
+
+
+# Columns of JSON lists, which Parquet holds as lists: what they hold, and how the text is read.
+_LISTS: dict[str, tuple[str, Callable[[str], list[Any]]]] = {
+    "tokens": ("ids", ids_of),
+    "prompt_ids": ("ids", ids_of),
+    "pieces": ("texts", texts_of),
+    "logprobs": ("numbers", numbers_of),
+    "base_top": ("choices", _choices),
+    "mixed_top": ("choices", _choices),
+    "only_top": ("choices", _choices),
+}
 
 
 def _groups(store: Store, table: str, runs: Iterable[str], size: int = 20_000) -> Iterator[list[sqlite3.Row]]:
@@ -166,13 +184,13 @@ def _groups(store: Store, table: str, runs: Iterable[str], size: int = 20_000) -
 
 @contextmanager
 def complete(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file that appears at `path` only when it is complete; "-" and devices are written as they are."""
+    """A file written atomically: it appears at `path` when it is complete. "-" and devices are written directly."""
     try:
         if str(path) == "-":
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        path = place(path)
+        path = usable(path)
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as file:
                 yield file
@@ -210,7 +228,7 @@ def _umask() -> int:
 
 @dataclass
 class Imported:
-    """What an import did: ids of runs that came in, and of those that were there already and stayed as they are."""
+    """What an import did: ids of the runs that were added, and of those that the record had already, left unchanged."""
 
     added: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
@@ -254,12 +272,12 @@ def load(store: Store, path: str | Path) -> Imported:
                 [new_names.get(before, before), name],
             )
         if circle := _circle(db, done.added):
-            raise QuietStarError(f"{path}: run {circle} goes on from itself; nothing was imported")
+            raise QuietStarError(f"{path}: run {circle} continues itself; nothing was imported")
     return done
 
 
 def _circle(db: sqlite3.Connection, runs: Iterable[str]) -> str | None:
-    """The first of these runs that goes on from itself, directly or through others; None where none does."""
+    """The first of these runs that continues itself, directly or through others; None where none does."""
     for run in runs:
         seen: set[str] = set()
         at: str | None = run
@@ -300,13 +318,13 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     from pydantic import TypeAdapter, ValidationError
 
     form = TypeAdapter(Line)
-    number, found = 0, place(path)
+    number, found = 0, usable(path)
     try:
         with found.open("rb") as file:
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(raw) > LONGEST_LINE:
-                    raise _NotOurs(f"it has more than {LONGEST_LINE // 2**20} MB")
+                    raise _InvalidLine(f"it has more than {LONGEST_LINE // 2**20} MB")
                 if raw.strip():
                     one = form.validate_python(_run_of(raw))
                     _check(one)
@@ -315,8 +333,8 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise QuietStarError(f"{path}, line {number}: {where}: {first['msg']}; nothing was imported") from error
-    except (ValueError, RecursionError) as error:  # JSON of no end of brackets runs out of stack
-        reason = "it is no JSON" if not isinstance(error, _NotOurs) else str(error)
+    except (ValueError, RecursionError) as error:  # deeply nested JSON runs out of stack
+        reason = "it is not JSON" if not isinstance(error, _InvalidLine) else str(error)
         raise QuietStarError(f"{path}, line {number}: {reason}; nothing was imported") from error
     except OSError as error:
         raise QuietStarError(f"cannot read {path}: {error.strerror or error}") from error
@@ -324,23 +342,23 @@ def _lines(path: str | Path) -> Iterator[tuple[int, Line]]:
         raise QuietStarError(f"{path} is empty; nothing was imported")
 
 
-class _NotOurs(ValueError):
-    """A line that is JSON but no run of ours."""
+class _InvalidLine(ValueError):
+    """A line that is not a run as quietstar exports it."""
 
 
 def _run_of(raw: bytes) -> dict[str, Any]:
     found = json.loads(raw)
     if _deeper(found, DEEPEST):
-        raise _NotOurs(f"it has lists or objects more than {DEEPEST} deep")
+        raise _InvalidLine(f"it has lists or objects more than {DEEPEST} deep")
     if not isinstance(found, dict) or not isinstance(found.get("quietstar"), int):
-        raise _NotOurs("it is no run that quietstar exported")
+        raise _InvalidLine("it is not a run that quietstar exported")
     if found["quietstar"] > FORM:
-        raise _NotOurs(f"it was exported by a newer quietstar (form {found['quietstar']}, this one knows {FORM})")
+        raise _InvalidLine(f"it was exported by a newer quietstar (form {found['quietstar']}, this one knows {FORM})")
     return found
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """True where lists and objects stand inside each other more than `most` deep."""
+    """True where lists and objects are nested more than `most` deep."""
     level = [value]
     for _ in range(most + 1):
         level = [
@@ -355,32 +373,32 @@ def _deeper(value: Any, most: int) -> bool:
 
 
 def _utc(text: str) -> str:
-    """A time in ISO 8601 as the record keeps it; a time without a zone is UTC."""
+    """A time in ISO 8601, in the form that the record stores; a time without a zone is UTC."""
     try:
         when = datetime.fromisoformat(text)
         when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
         return when.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     except (ValueError, OverflowError) as error:
-        raise _NotOurs(f"{text[:40]!r} is no time") from error
+        raise _InvalidLine(f"{text[:40]!r} is not a time") from error
 
 
 def _check(one: Line) -> None:
-    """What the types do not say."""
+    """What the types alone do not guarantee."""
     trace = one.trace
     start = trace.start
     for run in (one.id, one.batch, one.continues):
         if run is not None and not _ID.fullmatch(run):
-            raise _NotOurs(f"{run[:40]!r} is no id of a run")
+            raise _InvalidLine(f"{run[:40]!r} is not the id of a run")
     if not len(start.prompts) == len(start.prompt_ids) > trace.sequence >= 0:
-        raise _NotOurs("its prompts do not fit its sequence")
+        raise _InvalidLine("its prompts do not fit its sequence")
     if start.asked and len(start.asked) != len(start.prompts):
-        raise _NotOurs("it has another number of questions than of prompts")
+        raise _InvalidLine("it has another number of questions than of prompts")
     if any(getattr(event, "sequence", trace.sequence) != trace.sequence for event in trace.events):
-        raise _NotOurs("it has events of another sequence")
+        raise _InvalidLine("it has events of another sequence")
     for name, listed in (("thoughts", trace.thoughts), ("tokens", trace.tokens)):
         places = [event.position for event in listed]
         if any(a >= b for a, b in pairwise(places)):
-            raise _NotOurs(f"its {name} are not in order")
+            raise _InvalidLine(f"its {name} are not in order")
     one.tags = [checked_tag(tag) for tag in one.tags]
     one.started = _utc(one.started)
     for made in one.interventions:

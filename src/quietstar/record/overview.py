@@ -1,4 +1,4 @@
-"""Looking over many runs at once: how measures are spread, which models and triggers there are, what continues what.
+"""Over many runs at once: histograms of measures, which models and triggers occur, and which run continues which.
 
 Reads through a `Store`; every number is counted by SQLite.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from quietstar.arguments import between, checked
 from quietstar.errors import QuietStarError
 from quietstar.record import search
-from quietstar.record.search import MEASURES
+from quietstar.record.search import SQL_OF_MEASURE
 from quietstar.record.store import Store
 
 _MOST = 200  # values of a facet
@@ -30,16 +30,16 @@ class Histogram:
 
 @checked
 def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000)] = 40, **chosen: Any) -> Histogram:
-    """How a measure is spread over thoughts; `chosen` are the filters of `Store.thoughts`.
+    """A histogram of a measure over thoughts; `chosen` are the filters of `Store.thoughts`.
 
     Raises:
         QuietStarError: an unknown measure or filter value, bins not from 1 to 10,000.
     """
-    if measure not in MEASURES:
-        raise QuietStarError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
+    if measure not in SQL_OF_MEASURE:
+        raise QuietStarError(f"measure must be one of {', '.join(SQL_OF_MEASURE)}; got {measure!r}")
     where, values = search.of_thoughts(store, **chosen)
     source = f"FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where}"
-    value = MEASURES[measure]
+    value = SQL_OF_MEASURE[measure]
     finite = f"CASE WHEN {value} BETWEEN -1e300 AND 1e300 THEN {value} END"
     low, high, count, known = store.select(
         f"SELECT min({finite}), max({finite}), count(*), count({finite}) {source}", values
@@ -60,10 +60,11 @@ def histogram(store: Store, measure: str, bins: Annotated[int, between(1, 10_000
 def facets(store: Store) -> dict[str, list[str]]:
     """What thoughts and runs can be filtered by: the models, triggers, controls and tags that occur."""
     asked = {
-        "model": "SELECT DISTINCT model FROM runs", "tag": "SELECT DISTINCT tag FROM tags",
+        "model": "SELECT DISTINCT model FROM runs",
+        "tag": "SELECT DISTINCT tag FROM tags",
         "trigger": "SELECT DISTINCT trigger FROM thoughts",
         "control": "SELECT DISTINCT control FROM thoughts",
-    }  # fmt: skip
+    }
     return {
         name: [row[0] for row in store.select(f"{query} ORDER BY 1 LIMIT {_MOST}")] for name, query in asked.items()
     }
@@ -71,5 +72,5 @@ def facets(store: Store) -> dict[str, list[str]]:
 
 @checked
 def continued(store: Store, run: str) -> list[str]:
-    """The runs that go on from this one."""
+    """The runs that continue this one."""
     return [row["id"] for row in store.select("SELECT id FROM runs WHERE continues = ? ORDER BY number", [run])]

@@ -1,28 +1,29 @@
-"""Writing a run down while it happens: each event is in the file before it is passed on.
+"""Recording a run while it happens: each event is written before it is passed on.
 
 A killed process loses at most the event in flight. While another program locks the file, or the disk is full, events
-are kept and tried again with the next one, so that a passing trouble leaves no hole; what could not be written at the
-end is told in `problem`. Recording never stops what it records.
+are kept and written with the next one, so that a temporary failure leaves no gap; what could not be written by the end
+is reported in `problem`. A failure to record never stops the run. Knows events and statements; the `write` callable
+that it is given knows the file.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from quietstar.arguments import checked
+from quietstar.errors import QuietStarError
 from quietstar.events import End, Event, NoiseFloor, Start, ThoughtEvent, TokenEvent
 from quietstar.record import columns, schema
 from quietstar.record.columns import Statement, insert
 
-if TYPE_CHECKING:
-    from quietstar.record.store import Store
+Write = Callable[[Sequence[Statement], float], None]
+"""Runs statements in one transaction, waiting at most that many seconds for a lock; raises QuietStarError."""
 
 CONTEXT = 40  # characters kept before a thought
-_IMPATIENT = 0.2  # seconds to wait for a lock in the middle of a run; the event is tried again with the next one
+_BRIEFLY = 0.2  # seconds to wait for a lock in the middle of a run; the event is tried again with the next one
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"  # none that look alike
 _LENGTH = 8
 
@@ -46,13 +47,19 @@ class RunWriter:
     """
 
     def __init__(
-        self, run: str, start: Start, sequence: int = 0, *, batch: str | None = None, continues: str | None = None,
+        self,
+        run: str,
+        start: Start,
+        sequence: int = 0,
+        *,
+        batch: str | None = None,
+        continues: str | None = None,
         started: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run, self.sequence = run, sequence
         self.text, self.tokens, self.thoughts, self.flips = "", 0, 0, 0
         self.ended, self.began = False, time.perf_counter()
-        # what a thought is shown behind: in a chat the answer alone, for the template is no text to read
+        # the text shown before a thought: in a chat the answer alone, without the template
         self.tail = "" if start.chat else start.prompts[sequence][-CONTEXT:]
         row = columns.run_row(start, sequence, run, started or now())
         self.begin = insert("runs", row | {"batch": batch, "continues": continues})
@@ -96,7 +103,10 @@ class RunWriter:
 
 @checked
 class Recorder:
-    """Writes events to a store as they come; make one with `Store.recorder`.
+    """Writes events as they come; `Store.recorder` makes one that writes to its file.
+
+    Args:
+        write: runs the statements of each event; see `Write`.
 
     Example:
         >>> recorder = store.recorder()                                       # doctest: +SKIP
@@ -109,8 +119,8 @@ class Recorder:
         problem: one line on what could not be written so far, None if nothing is missing.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, write: Write) -> None:
+        self._write = write
         self._writers: dict[int, RunWriter] = {}
         self._phase = ""
         self._pending: list[Statement] = []
@@ -134,14 +144,14 @@ class Recorder:
             for sequence, writer in self._writers.items():
                 if getattr(event, "sequence", sequence) == sequence:  # an event without one is of the whole batch
                     self._pending += writer.add(event)
-        self._flush(patient=isinstance(event, (Start, End)))
+        self._flush(wait_long=isinstance(event, (Start, End)))
 
     def close(self) -> None:
         """Mark what has not ended as interrupted, and write all that is still to be written."""
         for writer in self._writers.values():
             if not writer.ended:
                 self._pending += writer.cut_off()
-        self._flush(patient=True)
+        self._flush(wait_long=True)
 
     def _start(self, event: Start) -> None:
         before = {b: writer.run for b, writer in self._writers.items()} if self._phase == "reason" else {}
@@ -154,12 +164,12 @@ class Recorder:
         self._pending += [writer.begin for writer in self._writers.values()]
         self.runs += ids
 
-    def _flush(self, patient: bool) -> None:
+    def _flush(self, wait_long: bool) -> None:
         if not self._pending:
             return
         try:
-            self._store.write(self._pending, wait=schema.BUSY_SECONDS if patient else _IMPATIENT)
-        except schema.TROUBLE as error:
-            self.problem = str(schema.told(error, self._store.path))
+            self._write(self._pending, schema.BUSY_SECONDS if wait_long else _BRIEFLY)
+        except QuietStarError as error:
+            self.problem = str(error)
         else:
             self._pending, self.problem = [], None

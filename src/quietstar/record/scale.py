@@ -1,7 +1,7 @@
 """The scales that measures of thoughts are coloured by: absolute, so that a colour is one size in every run.
 
 A scale is five bounds; a value has the step of the largest bound it reaches, in size, and step 0 (no colour) below the
-first. What lies within a run's noise floor has step 0 too. The page repeats the bounds and colours in
+first. Values up to the noise floor of a run have step 0 too. The page repeats the bounds and colours in
 viewer/static/scale.js and style.css; tests/test_scale.py compares them. Knows numbers and colours, nothing about runs.
 """
 

@@ -1,8 +1,8 @@
 """The file of the record: its tables, its versions, and opening it safely.
 
 One SQLite file of plain columns, meant to be read by pandas, DuckDB and Datasette as it is (docs/record.md). Lists are
-JSON text. `application_id` says that a file is ours, `user_version` which version; an older file is brought up when it
-is opened, a newer or foreign one is refused and left as it is.
+JSON text. `application_id` marks a file as a record of quietstar, `user_version` is its version; an older file is
+upgraded when it is opened, a newer or foreign one is refused and not changed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+from quietstar.arguments import usable
 from quietstar.errors import QuietStarError
-from quietstar.record.places import place
 
 APPLICATION_ID = 0x51535452  # "QSTR"
 BUSY_SECONDS = 5.0  # how long a writer waits for another one
@@ -219,25 +221,25 @@ INSERT INTO runs_search(runs_search) VALUES ('rebuild');
 INSERT INTO samples_search(samples_search) VALUES ('rebuild');
 """
 
-# One script a version: the script at index v brings a file from version v to v + 1. Add, never change: files made by
-# every release are out there (tests/test_schema.py keeps one of each).
+# One script per version: the script at index v upgrades a file from version v to v + 1. Add, never change: files of
+# every release exist (tests/test_schema.py keeps one of each).
 MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE, _SEARCH]
 
 TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
 
 
 def default_path() -> Path | None:
-    """Where runs are recorded: $QUIETSTAR_DB, or record.db in the user's data folder; None where that says "off"."""
+    """Where runs are recorded: $QUIETSTAR_DB, or record.db in the user's data folder; None where that is "off"."""
     import platformdirs
 
     asked = os.environ.get("QUIETSTAR_DB", "")
     if asked.strip().lower() == "off":
         return None
-    return place(asked) if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
+    return usable(asked, "QUIETSTAR_DB") if asked else Path(platformdirs.user_data_dir("quietstar")) / "record.db"
 
 
 def prepare(path: Path, create: bool) -> bool:
-    """Make sure that `path` is a record of this version: create it, or bring it up. True where it can be written.
+    """Make sure that `path` is a record of this version: create it, or upgrade it. True where it can be written.
 
     A file that cannot be written is only looked at; see `connect`.
 
@@ -247,7 +249,9 @@ def prepare(path: Path, create: bool) -> bool:
     try:
         if not path.exists():
             if not create:
-                raise QuietStarError(f"there is no record at {path}; `quietstar think` makes one, --db names another")
+                raise QuietStarError(
+                    f"there is no record at {path}; `quietstar think` creates one, --db selects another"
+                )
             _make_room(path)
         elif path.is_dir():
             raise QuietStarError(f"{path} is a folder, not a record; give a file, as in --db {path / 'record.db'}")
@@ -256,25 +260,27 @@ def prepare(path: Path, create: bool) -> bool:
     except OSError as error:
         raise QuietStarError(f"cannot read the record {path}: {error.strerror or error}") from error
     if header and header != _HEADER:
-        raise QuietStarError(f"{path} is no record of quietstar (it is not a SQLite file); name another with --db")
+        raise QuietStarError(f"{path} is not a record of quietstar (it is not a SQLite file); select another with --db")
     writable = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
     try:
         with closing(connect(path, writable)) as db:
             version = _version(db, path)
             if version < len(MIGRATIONS):
                 if not writable:
-                    raise QuietStarError(f"the record {path} has an older form and cannot be brought up: not writable")
+                    raise QuietStarError(
+                        f"the record {path} has an older version and cannot be upgraded: it is not writable"
+                    )
                 _use_wal(db)
                 _upgrade(db, path)
     except TROUBLE as error:
-        raise told(error, path) from error
+        raise as_quietstar_error(error, path) from error
     return writable
 
 
 def connect(path: Path, writable: bool = True) -> sqlite3.Connection:
     """A connection with this file's rules: transactions are begun by hand, foreign keys hold, deleted text is erased.
 
-    A file that cannot be written is read where it stands. Where SQLite cannot do that (a file with a write-ahead log in
+    A file that cannot be written is read in place. Where SQLite cannot do that (a file with a write-ahead log in
     a folder that cannot be written has no place for the index of the log), a copy of it in memory is read.
     """
     try:
@@ -316,67 +322,92 @@ def _copied(path: Path) -> sqlite3.Connection:
     return memory
 
 
-# SQLite's primary result codes (sqlite.org/rescode.html) and the words it says them with; Python 3.10 has only those.
+# SQLite's primary result codes (sqlite.org/rescode.html) and the words of their messages: all that Python 3.10 gives.
 BUSY, LOCKED, PERM, READONLY, CORRUPT, FULL, CANTOPEN, CONSTRAINT, NOTADB = 5, 6, 3, 8, 11, 13, 14, 19, 26
 _WORDS = {
-    "database is locked": BUSY, "table is locked": LOCKED, "readonly database": READONLY, "malformed": CORRUPT,
-    "disk is full": FULL, "unable to open": CANTOPEN, "constraint failed": CONSTRAINT, "not a database": NOTADB,
-}  # fmt: skip
+    "database is locked": BUSY,
+    "table is locked": LOCKED,
+    "readonly database": READONLY,
+    "malformed": CORRUPT,
+    "disk is full": FULL,
+    "unable to open": CANTOPEN,
+    "constraint failed": CONSTRAINT,
+    "not a database": NOTADB,
+}
 
 
 def code_of(error: sqlite3.Error) -> int:
-    """The primary result code of an error, 0 where it cannot be told."""
+    """The primary result code of an error, 0 where it is unknown."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF
     return next((code for words, code in _WORDS.items() if words in str(error)), 0)
 
 
-class Kinds:
-    """A row factory that refuses values which the columns of the record never hold.
+_ANY_TYPE: frozenset[type] = frozenset({int, float, str, bytes, type(None)})  # what SQLite gives
+_DECLARED: dict[str, frozenset[type]] = {
+    "INTEGER": frozenset({int}),
+    "REAL": frozenset({float, int}),
+    "TEXT": frozenset({str}),
+}
 
-    SQLite stores any kind of value in any column, so a damaged byte can make a text of a number. Columns are told apart
-    by name; a name that two tables use may have the kinds of both.
+
+class ColumnTypes:
+    """A row factory that refuses values of types which the columns of the record never hold.
+
+    SQLite stores any type in any column, so a damaged byte can turn a number into a text. Columns are identified by
+    name; a name that two tables use may have the types of both. A result has few distinct combinations of types, so
+    each is checked once, and a row costs one look-up.
     """
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self.path = path
-        self.kinds: dict[str, tuple[type, ...]] = {}
-        classes: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,)}
+        self._allowed: dict[str, frozenset[type]] = {}
+        self._description: object = None  # of the cursor that the last row came from
+        self._passed: set[tuple[type, ...]] = set()  # types of rows of that description that were found right
         for table in TABLES:
             for row in db.execute(f"PRAGMA table_info({table})"):
-                _, name, kind, not_null, _, key = tuple(row)
-                allowed = classes.get(kind, (object,))
-                self.kinds[name] = self.kinds.get(name, ()) + allowed + (() if not_null or key else (type(None),))
+                _, name, declared, not_null, _, key = tuple(row)
+                types = _DECLARED.get(declared, _ANY_TYPE)
+                if not (not_null or key):
+                    types = types | {type(None)}
+                self._allowed[name] = self._allowed.get(name, frozenset()) | types
 
     def __call__(self, cursor: sqlite3.Cursor, values: tuple[object, ...]) -> sqlite3.Row:
-        """The row, after a look at the type of each value."""
-        for described, value in zip(cursor.description, values, strict=True):
-            allowed = self.kinds.get(described[0])
-            if allowed is not None and not isinstance(value, allowed):
-                raise QuietStarError(
-                    f"the record {self.path} is damaged ({described[0]} holds a {type(value).__name__}); sqlite3's "
-                    ".recover may save its rows, --db names another record"
-                )
+        """The row, after a look at the types of its values."""
+        if cursor.description is not self._description:
+            self._description, self._passed = cursor.description, set()
+        types = tuple(map(type, values))
+        if types not in self._passed:
+            self._check(cursor.description, types)
+            self._passed.add(types)
         return sqlite3.Row(cursor, values)
 
+    def _check(self, description: Sequence[Sequence[Any]], types: tuple[type, ...]) -> None:
+        for (name, *_), found in zip(description, types, strict=True):
+            if found not in self._allowed.get(name, _ANY_TYPE):
+                raise QuietStarError(
+                    f"the record {self.path} is damaged ({name} holds a {found.__name__}); sqlite3's .recover may "
+                    "save its rows, --db selects another record"
+                )
 
-# What SQLite raises; where the file is damaged, its own words may be no text.
+
+# What SQLite raises; where the file is damaged, even its message may not be UTF-8.
 TROUBLE = (sqlite3.Error, UnicodeDecodeError)
 
 
-def told(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> QuietStarError:
-    """What SQLite says, as one line for a person."""
+def as_quietstar_error(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> QuietStarError:
+    """An error of SQLite as one line for a person."""
     if isinstance(error, UnicodeDecodeError):
-        error = sqlite3.DatabaseError("it holds bytes that are no text, malformed")
+        error = sqlite3.DatabaseError("it holds bytes that are not UTF-8, malformed")
     text, code = " ".join(str(error).split()), code_of(error)
     if code in (BUSY, LOCKED):
-        return QuietStarError(f"the record {path} is locked by another program; try again when it is done")
+        return QuietStarError(f"the record {path} is locked by another program; try again when that has finished")
     if code == FULL:
-        return QuietStarError(f"no space left for the record {path}; free some")
+        return QuietStarError(f"no space left on the disk of the record {path}; free some")
     if code in (CORRUPT, NOTADB):
         return QuietStarError(
-            f"the record {path} is damaged ({text}); sqlite3's .recover may save its rows, --db names another record"
+            f"the record {path} is damaged ({text}); sqlite3's .recover may save its rows, --db selects another record"
         )
     if code in (READONLY, CANTOPEN, PERM):
         return QuietStarError(f"the record {path} cannot be written ({text})")
@@ -392,22 +423,25 @@ def _make_room(path: Path) -> None:
         path.touch(mode=0o600, exist_ok=True)
     except OSError as error:
         raise QuietStarError(
-            f"cannot make a record at {path}: {error.strerror or error}; name another place with --db or QUIETSTAR_DB"
+            f"cannot create a record at {path}: {error.strerror or error}; "
+            "select another place with --db or QUIETSTAR_DB"
         ) from error
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:
-    """The version of an open file, 0 for an empty one; refuses what is not ours or newer."""
+    """The version of an open file, 0 for an empty one; refuses other programs' and newer files."""
     kind = db.execute("PRAGMA application_id").fetchone()[0]
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if kind != APPLICATION_ID:
         if kind or version or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise QuietStarError(f"{path} is another program's database, not a record of quietstar; name another --db")
+            raise QuietStarError(
+                f"{path} is another program's database, not a record of quietstar; select another with --db"
+            )
         return 0
     if version > len(MIGRATIONS):
         raise QuietStarError(
-            f"the record {path} was written by a newer quietstar (its form {version}, this one knows "
-            f"{len(MIGRATIONS)}); upgrade quietstar, or name another with --db"
+            f"the record {path} was written by a newer quietstar (its version is {version}, this quietstar knows "
+            f"{len(MIGRATIONS)}); upgrade quietstar, or select another with --db"
         )
     return version
 

@@ -1,9 +1,9 @@
 """What a person types into a search box, as SQL conditions; any text is a valid search.
 
 Words are found by their beginnings, in any order and case, with or without accents, whether their letters are composed
-(one code point) or decomposed (a letter and its marks); "words in quotes" stand together. Writing without spaces
-between words, and words with symbols (C++), are no words to the full-text index: these are looked for as they stand,
-which reads every row.
+(one code point) or decomposed (a letter and its marks); "words in quotes" are found together. Scripts without
+spaces between words, and words with symbols (C++), are not words to the full-text index: these are searched for as
+substrings, in every row; there only ASCII letters are found in any case.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from quietstar.arguments import any_text, checked, of_numbers
 from quietstar.errors import QuietStarError
 from quietstar.record.columns import plain
 
-MEASURES = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
-    "kl": "t.kl", "weight": "t.weight", "gain": "(t.mixed_logprob - t.base_logprob)", "entropy": "t.entropy",
+SQL_OF_MEASURE = {  # what thoughts can be sorted and bounded by, and how SQLite reads it from `thoughts t`
+    "kl": "t.kl",
+    "weight": "t.weight",
+    "gain": "(t.mixed_logprob - t.base_logprob)",
+    "entropy": "t.entropy",
     "surprise": "(-t.mixed_logprob)",
-}  # fmt: skip
+}
 
 ABOVE_NOISE = "(t.kl > r.noise_kl)"  # NULL where the noise floor of the run was not measured
 
@@ -28,7 +31,7 @@ _RUN = (
     "r.id IN (SELECT f.id FROM runs_search s JOIN runs f ON f.number = s.rowid WHERE runs_search MATCH ? "
     "UNION SELECT f.run FROM samples_search s JOIN samples f ON f.number = s.rowid WHERE samples_search MATCH ?)"
 )
-_RUN_AS_IT_STANDS = (
+_RUN_AS_SUBSTRING = (
     "(instr(lower(r.prompt), ?) OR instr(lower(r.text), ?) "
     "OR r.id IN (SELECT run FROM samples WHERE instr(lower(text), ?)))"
 )
@@ -36,7 +39,7 @@ _THOUGHT = (
     "(t.run, t.position) IN (SELECT f.run, f.position FROM samples_search s JOIN samples f ON f.number = s.rowid "
     "WHERE samples_search MATCH ?)"
 )
-_THOUGHT_AS_IT_STANDS = "(t.run, t.position) IN (SELECT run, position FROM samples WHERE instr(lower(text), ?))"
+_THOUGHT_AS_SUBSTRING = "(t.run, t.position) IN (SELECT run, position FROM samples WHERE instr(lower(text), ?))"
 
 
 def words(query: str) -> list[str]:
@@ -46,7 +49,7 @@ def words(query: str) -> list[str]:
 
 
 def in_runs(query: str) -> tuple[list[str], list[Any]]:
-    """Conditions on `runs r`: each word stands in the prompt, the answer or a thought."""
+    """Conditions on `runs r`: each word occurs in the prompt, the answer or a thought."""
     conditions, values = [], []
     for word in words(query):
         if _indexed(word):
@@ -54,13 +57,13 @@ def in_runs(query: str) -> tuple[list[str], list[Any]]:
             values += [_match(word)] * 2
         else:
             forms = _forms(word)
-            conditions.append(f"({' OR '.join([_RUN_AS_IT_STANDS] * len(forms))})")
+            conditions.append(f"({' OR '.join([_RUN_AS_SUBSTRING] * len(forms))})")
             values += [_folded(form) for form in forms for _ in range(3)]
     return conditions, values
 
 
 def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
-    """Conditions on `thoughts t`: each word stands in one of its samples."""
+    """Conditions on `thoughts t`: each word occurs in one of its samples."""
     conditions, values = [], []
     for word in words(query):
         if _indexed(word):
@@ -68,16 +71,16 @@ def in_thoughts(query: str) -> tuple[list[str], list[Any]]:
             values.append(_match(word))
         else:
             forms = _forms(word)
-            conditions.append(f"({' OR '.join([_THOUGHT_AS_IT_STANDS] * len(forms))})")
+            conditions.append(f"({' OR '.join([_THOUGHT_AS_SUBSTRING] * len(forms))})")
             values += [_folded(form) for form in forms]
     return conditions, values
 
 
 class Names(Protocol):
-    """Who knows the ids of runs."""
+    """Finds the ids of runs."""
 
     def find(self, name: str) -> str:
-        """The id of the run that `name` begins, see `Store.find`."""
+        """The id of the run called `name`; QuietStarError where there is none."""
         ...
 
 
@@ -104,18 +107,22 @@ def of_thoughts(
     if tag is not None:
         conditions.append("t.run IN (SELECT run FROM tags WHERE tag = ?)")
         values.append(tag)
-    for column, wanted in (("r.model", model), ("t.trigger", trigger), ("t.control", control),
-                           ("t.flipped", None if flipped is None else int(flipped))):  # fmt: skip
+    for column, wanted in (
+        ("r.model", model),
+        ("t.trigger", trigger),
+        ("t.control", control),
+        ("t.flipped", None if flipped is None else int(flipped)),
+    ):
         if wanted is not None:
             conditions.append(f"{column} = ?")
             values.append(wanted)
-    if above_noise is not None:  # what was not measured may be either
+    if above_noise is not None:  # a thought without a measured noise floor is in both
         conditions.append(f"coalesce({ABOVE_NOISE}, {int(above_noise)}) = {int(above_noise)}")
     for sign, bounds in ((">=", least), ("<=", most)):
         for measure, bound in (bounds or {}).items():
-            if measure not in MEASURES:
-                raise QuietStarError(f"bounds are of {', '.join(MEASURES)}; got {measure!r}")
-            conditions.append(f"{MEASURES[measure]} {sign} ?")
+            if measure not in SQL_OF_MEASURE:
+                raise QuietStarError(f"bounds exist for {', '.join(SQL_OF_MEASURE)}; got {measure!r}")
+            conditions.append(f"{SQL_OF_MEASURE[measure]} {sign} ?")
             values.append(bound)
     return where(conditions), values
 
@@ -126,17 +133,24 @@ def where(conditions: Sequence[str]) -> str:
 
 
 def _match(word: str) -> str:
-    """A phrase for FTS5 whose last word may go on, in each of its forms; quoted, so that nothing in it is syntax."""
+    """A phrase for FTS5 whose last word may be longer, in each of its forms, quoted so that nothing in it is syntax."""
     return " OR ".join('"' + form.replace('"', '""') + '" *' for form in _forms(word))
 
 
 def _forms(word: str) -> list[str]:
-    """The word as texts may write it: with composed and with decomposed letters."""
-    return list(dict.fromkeys([word, unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)]))
+    """The word as texts may write it: with composed and with decomposed letters, with ß and with ss."""
+    folded = word.casefold()
+    spelled = [word]
+    if folded != word.lower():  # full case folding: ß is ss
+        spelled.append(folded)
+    if "ss" in folded:
+        spelled.append(folded.replace("ss", "ß"))
+    forms = [form for one in spelled for form in (one, *(unicodedata.normalize(kind, one) for kind in ("NFC", "NFD")))]
+    return list(dict.fromkeys(forms))
 
 
 def _indexed(word: str) -> bool:
-    """True where the index cuts this into words as a person does."""
+    """True where the index splits this into words as a person would."""
     kinds = {unicodedata.category(c) for c in unicodedata.normalize("NFC", word)}
     return "Lo" not in kinds and not any(k[0] == "S" for k in kinds) and any(k[0] in "LN" for k in kinds)
 

@@ -1,8 +1,8 @@
 """The store: every run ever recorded, to list, search, read again, name and delete.
 
-One SQLite file (see `schema`), one connection a thread, any number of processes. Reading is lazy: runs come by pages,
-a list of thoughts reads no lists of candidates, and a whole trace is built only when asked for. Knows events and
-tables; knows nothing about models or how anything is drawn.
+One SQLite file (see `schema`), one connection per thread, any number of processes. Reading is lazy: runs are read in
+pages, a list of thoughts reads no lists of candidates, and a whole trace is built only on request. Knows events and
+tables; knows nothing about models or display.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from quietstar.arguments import any_text, checked
+from quietstar.arguments import any_text, checked, usable
 from quietstar.errors import QuietStarError
 from quietstar.events import ThoughtEvent, Trace
 from quietstar.record import columns, schema, search
 from quietstar.record.columns import Statement, insert
-from quietstar.record.entries import Intervention, Run, Thought
-from quietstar.record.places import place
+from quietstar.record.entries import Intervention, Run, ThoughtEntry
 from quietstar.record.recorder import Recorder, RunWriter, new_id, now
 
 PAGE = 100  # runs fetched at once
-ORDERS = {**search.MEASURES, "position": "t.position", "number": "t.number"}  # what thoughts can be sorted by
+ORDERS = {**search.SQL_OF_MEASURE, "position": "t.position", "number": "t.number"}  # what thoughts can be sorted by
 
 _Entry = TypeVar("_Entry")
 
 
 class _Held:
-    """A connection that is closed when nobody holds it any more: the thread it belongs to has ended."""
+    """A connection that is closed when its thread has ended."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
@@ -57,21 +56,21 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path | None = None, *, create: bool = True) -> Store:
-        """Open a record, making the file or bringing it up to this version where needed.
+        """Open a record, creating or upgrading the file where needed.
 
         Args:
             path: the file; $QUIETSTAR_DB or the user's data folder when None.
-            create: make a new file where there is none.
+            create: create the file where there is none.
 
         Raises:
             QuietStarError: no file (unless `create`); a foreign, damaged, newer or locked one; recording is off.
         """
-        found = schema.default_path() if path is None else place(path)
+        found = schema.default_path() if path is None else usable(path, "the name of the record")
         if found is None:
-            raise QuietStarError("recording is switched off (QUIETSTAR_DB=off); name a record with --db")
+            raise QuietStarError("recording is switched off (QUIETSTAR_DB=off); give a record with --db")
         store = cls(found, schema.prepare(found, create))
         if store.writable:
-            store._mend()
+            store._complete_killed_runs()
         return store
 
     def close(self) -> None:
@@ -96,11 +95,11 @@ class Store:
         limit: int | None = None,
         after: str | None = None,
     ) -> Iterator[Run]:
-        """Runs, newest first, fetched by pages as they are asked for.
+        """Runs, newest first, read in pages as they are needed.
 
         Args:
-            query: words that stand in the prompt, the answer or a thought; "words in quotes" stand together.
-            tag: with this tag only. limit: at most so many. after: go on behind the run with this id.
+            query: words that occur in the prompt, the answer or a thought; "words in quotes" occur together.
+            tag: with this tag only. limit: at most so many. after: continue after the run with this id.
         """
         if limit is not None and limit < 0:
             raise QuietStarError(f"limit must be at least 0, got {limit}")
@@ -201,11 +200,11 @@ class Store:
         descending: bool = True,
         limit: int | None = 50,
         offset: int = 0,
-    ) -> list[Thought]:
+    ) -> list[ThoughtEntry]:
         """Thoughts of all runs in one list, the most influential first.
 
         Args:
-            query: words that stand in the thought. run, tag, model, trigger, control, flipped: only those.
+            query: words that occur in the thought. run, tag, model, trigger, control, flipped: only those.
             above_noise: only those whose KL is above the noise floor of their run (or is not); thoughts of runs
                 without a measured noise floor are in both.
             least, most: bounds of measures, as in ``least={"kl": 0.1}``: kl, weight, gain, entropy, surprise.
@@ -215,28 +214,37 @@ class Store:
         if order not in ORDERS:
             raise QuietStarError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
         where, values = search.of_thoughts(
-            self, query, run=run, tag=tag, model=model, trigger=trigger, control=control, flipped=flipped,
-            above_noise=above_noise, least=least, most=most,
-        )  # fmt: skip
+            self,
+            query,
+            run=run,
+            tag=tag,
+            model=model,
+            trigger=trigger,
+            control=control,
+            flipped=flipped,
+            above_noise=above_noise,
+            least=least,
+            most=most,
+        )
         way = "DESC" if descending else "ASC"
         rows = self._rows(
-            f"SELECT t.*, {search.MEASURES['gain']} AS gain, {search.MEASURES['surprise']} AS surprise, r.model, "
-            f"{search.ABOVE_NOISE} AS above_noise, "
+            f"SELECT t.*, {search.SQL_OF_MEASURE['gain']} AS gain, {search.SQL_OF_MEASURE['surprise']} AS surprise, "
+            f"r.model, {search.ABOVE_NOISE} AS above_noise, "
             "(SELECT count(*) FROM samples s WHERE s.run = t.run AND s.position = t.position) "
             f"AS samples FROM thoughts t CROSS JOIN runs r ON r.id = t.run {where} "
             f"ORDER BY {ORDERS[order]} {way} NULLS LAST, t.number {way} LIMIT ? OFFSET ?",
             [*values, -1 if limit is None else limit, offset],
         )
-        return [Thought.of(row) for row in rows]
+        return [ThoughtEntry.of(row) for row in rows]
 
     def totals(self) -> dict[str, int]:
-        """How much there is: runs, thoughts, and bytes of the file with what is still in its log."""
+        """How many runs and thoughts there are, and the bytes of the file with its write-ahead log."""
         row = self._row("SELECT (SELECT count(*) FROM runs) AS runs, (SELECT count(*) FROM thoughts) AS thoughts", [])
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return {**dict(row), "bytes": sum(file.stat().st_size for file in files if file.exists())}
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """Rows of a SELECT of one's own over the tables of the file."""
+        """Rows of any SELECT over the tables of the file."""
         return self._rows(statement, values)
 
     def columns(self, table: str) -> dict[str, str]:
@@ -253,21 +261,27 @@ class Store:
 
     def recorder(self) -> Recorder:
         """A recorder of event streams into this store; one a stream."""
-        return Recorder(self)
+        return Recorder(lambda statements, wait: self._checked(lambda: self._write(statements, wait)))
 
     def add(
-        self, trace: Trace, *, run: str | None = None, batch: str | None = None, continues: str | None = None,
+        self,
+        trace: Trace,
+        *,
+        run: str | None = None,
+        batch: str | None = None,
+        continues: str | None = None,
         started: str | None = None,
-    ) -> str:  # fmt: skip
-        """Write a whole trace down; returns its id.
+    ) -> str:
+        """Record a whole trace; returns its id.
 
         Args:
-            run: the id to give it, a new one when None. batch: the batch it belongs to; a trace of several sequences
-                that names none is kept with its own prompt only.
-            continues: id of the run it goes on from. started: when it was made, now when None.
+            run: the id to give it, a new one when None. batch: the batch it belongs to; without one, a trace of several
+                sequences is stored with its own prompt only.
+            continues: id of the run that it continues. started: when it was made, now when None.
         """
-        writer = RunWriter(run or new_id(), trace.start, trace.sequence, batch=batch, continues=continues,
-                           started=started)  # fmt: skip
+        writer = RunWriter(
+            run or new_id(), trace.start, trace.sequence, batch=batch, continues=continues, started=started
+        )
         statements = [writer.begin]
         for event in trace.events:
             statements += writer.add(event)
@@ -275,12 +289,12 @@ class Store:
         return writer.run
 
     def tag(self, name: str, *tags: Annotated[str, any_text()]) -> None:
-        """Give a run tags; those it has stay."""
+        """Add tags to a run."""
         run = self.find(name)
         self.change([("INSERT OR IGNORE INTO tags (run, tag) VALUES (?, ?)", [run, checked_tag(tag)]) for tag in tags])
 
     def untag(self, name: str, *tags: str) -> None:
-        """Take tags away; one the run does not have is an error."""
+        """Remove tags; one that the run does not have is an error."""
         entry = self.run(name)
         for tag in tags:
             if tag not in entry.tags:
@@ -288,7 +302,7 @@ class Store:
         self.change([("DELETE FROM tags WHERE run = ? AND tag = ?", [entry.id, tag]) for tag in tags])
 
     def note(self, name: str, text: Annotated[str, any_text()]) -> None:
-        """Write a note on a run in place of the one it has; "" takes it away."""
+        """Set the note of a run; "" removes it."""
         self.change([("UPDATE runs SET note = ? WHERE id = ?", [columns.plain(text), self.find(name)])])
 
     def delete(self, *names: str) -> list[str]:
@@ -323,7 +337,7 @@ class Store:
         return search.where(["run = ?", "position = ?"]), [*values, position]
 
     def measured(self, name: str, position: int | None = None) -> dict[int, dict[str, float]]:
-        """What `evals.thoughts.measure` found out about the thoughts of a run, at one position or at all, by name."""
+        """The results of `evals.thoughts.measure` for the thoughts of a run, at one position or at all, by name."""
         where, values = self._at(name, position)
         found: dict[int, dict[str, float]] = {}
         for row in self._rows(f"SELECT position, name, value FROM measures {where}", values):
@@ -331,7 +345,7 @@ class Store:
         return found
 
     def measure(self, name: str, found: Mapping[int, Mapping[str, float]]) -> None:
-        """Keep what was measured about thoughts of a run, by position and name, in place of what was."""
+        """Store what was measured about thoughts of a run, by position and name; replaces earlier values."""
         run = self.find(name)
         statement = "INSERT OR REPLACE INTO measures (run, position, name, value) VALUES (?, ?, ?, ?)"
         self.change(
@@ -343,7 +357,7 @@ class Store:
     def continued_with(
         self, number: int, text: Annotated[str, any_text()], original: Annotated[str, any_text()] | None = None
     ) -> None:
-        """Write down the text that followed an intervention, known by its number.
+        """Store the text that followed an intervention, given by its number.
 
         Args:
             original: what follows the own thought, where that was computed anew; kept in the intervention's settings.
@@ -357,22 +371,22 @@ class Store:
 
     def change(self, statements: Iterable[Statement]) -> None:
         """Run statements in one transaction."""
-        self._checked(lambda: self.write(list(statements)))
+        self._checked(lambda: self._write(list(statements), schema.BUSY_SECONDS))
 
-    def write(self, statements: Sequence[Statement], wait: float = schema.BUSY_SECONDS) -> None:
-        """The same, with SQLite's own errors; waits so many seconds for another writer."""
+    def _write(self, statements: Sequence[Statement], wait: float) -> None:
+        """The same with SQLite's own errors, waiting at most `wait` seconds for another writer."""
         with self._writing(wait) as db:
             for statement, values in statements:
                 db.execute(statement, values)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction of several changes: all of them or none."""
+        """Several changes in one transaction."""
         try:
             with self._writing(schema.BUSY_SECONDS) as db:
                 yield db
         except schema.TROUBLE as error:
-            raise schema.told(error, self.path) from error
+            raise schema.as_quietstar_error(error, self.path) from error
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -381,7 +395,7 @@ class Store:
         held: _Held | None = getattr(self._local, "held", None)
         if held is None:
             held = self._local.held = _Held(schema.connect(self.path, self.writable))
-            held.db.row_factory = schema.Kinds(held.db, self.path)
+            held.db.row_factory = schema.ColumnTypes(held.db, self.path)
             self._opened.add(held)
         return held.db
 
@@ -403,7 +417,7 @@ class Store:
         """Several reads of one and the same state."""
         try:
             db = self._db()
-            if db.in_transaction:  # it reads what it has written itself
+            if db.in_transaction:  # inside a transaction it reads its own writes
                 yield db
                 return
             db.execute("BEGIN")
@@ -413,25 +427,25 @@ class Store:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
         except schema.TROUBLE as error:
-            raise schema.told(error, self.path) from error
+            raise schema.as_quietstar_error(error, self.path) from error
 
     def _checked(self, action: Callable[[], _Entry]) -> _Entry:
         try:
             return action()
         except schema.TROUBLE as error:
-            raise schema.told(error, self.path) from error
+            raise schema.as_quietstar_error(error, self.path) from error
         except OverflowError as error:
             raise QuietStarError(f"a number is too large for the record {self.path}") from error
 
     @contextmanager
     def decoding(self, what: str) -> Iterator[None]:
-        """Rows into objects: values that no quietstar wrote there are a damaged file, told in one line."""
+        """While rows become objects: values that quietstar never writes are reported as a damaged file, in one line."""
         try:
             yield
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, RecursionError) as error:
             raise QuietStarError(
                 f"the record {self.path} is damaged: {what} cannot be read ({type(error).__name__}); "
-                "`quietstar runs delete` removes a run, --db names another record"
+                "`quietstar runs delete` removes a run, --db selects another record"
             ) from error
 
     def _rows(self, statement: str, values: Sequence[Any]) -> list[sqlite3.Row]:
@@ -449,14 +463,14 @@ class Store:
             return [Run.of(row, tuple(tags.get(row["id"], ()))) for row in rows]
 
     def chain(self, name: str) -> list[Run]:
-        """A run and the runs it goes on from, the first of them first; an answer behind its reasoning."""
+        """A run and the runs that it continues, oldest first; an answer after its reasoning."""
         chain = [self.run(name)]
         while (before := chain[0].continues) is not None and before not in {run.id for run in chain}:
             chain.insert(0, self.run(before))
         return chain
 
-    def _mend(self) -> None:
-        """Bring text and counts of runs without an end up to their tokens, so that killed runs are listed and found."""
+    def _complete_killed_runs(self) -> None:
+        """Update text and counts of runs without an end to their tokens, so that killed runs are listed and found."""
         behind = self._rows(
             "SELECT id FROM runs WHERE reason IS NULL AND tokens < (SELECT count(*) FROM tokens WHERE run = runs.id)",
             [],
@@ -466,15 +480,15 @@ class Store:
             counted = self._row("SELECT count(*), coalesce(sum(flipped), 0) FROM thoughts WHERE run = ?", [run])
             change = "UPDATE runs SET text = ?, tokens = ?, thoughts = ?, flips = ? WHERE id = ? AND reason IS NULL"
             try:
-                self.write([(change, ["".join(said), len(said), *counted, run])], wait=0)
+                self._write([(change, ["".join(said), len(said), *counted, run])], wait=0)
             except sqlite3.OperationalError as error:
                 if schema.code_of(error) != schema.BUSY:
-                    raise schema.told(error, self.path) from error
-                return  # somebody is writing; whoever opens the record next does this
+                    raise schema.as_quietstar_error(error, self.path) from error
+                return  # another process is writing; the next one to open the record does this
 
 
 def checked_tag(text: str) -> str:
-    """A tag as it is kept, or an error that says what a tag is."""
+    """A tag in its stored form, or an error that says what a tag is."""
     tag = columns.plain(text).strip()
     if not tag or len(tag) > 100 or not tag.isprintable():
         raise QuietStarError(f"a tag has 1 to 100 printable characters, got {text[:100]!r}")

@@ -1,1 +1,1 @@
-"""The page over a record: served while one looks (`quietstar view`), or written to one file that needs nothing else."""
+"""The page over a record: served by `quietstar view`, or written to one self-contained file."""

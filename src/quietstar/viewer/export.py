@@ -1,7 +1,7 @@
 """The page as one file: the same scripts and style sheet with the runs inside, no server and no network.
 
-The file says by its own Content-Security-Policy that nothing but these very scripts may run, by their hashes, and that
-nothing may be fetched. The runs are JSON in a block that is no script, with every `<` written as a code.
+Its own Content-Security-Policy lets no script run but these, identified by their hashes, and lets nothing be fetched.
+The runs are JSON in a data block, with every `<` written as an escape.
 """
 
 from __future__ import annotations
@@ -82,10 +82,14 @@ def _data(store: Store, runs: Sequence[str]) -> dict[str, Any]:
         if whole["run"]["continues"] not in runs:
             whole["run"]["continues"] = None
         positions = whole["thoughts"]["position"]
-        inside.append({
-            "page": whole, "entry": pages.entry(store.run(run)), "statistics": pages.statistics(store, run),
-            "thoughts": {position: pages.thought(store, run, position) for position in positions},
-        })  # fmt: skip
+        inside.append(
+            {
+                "page": whole,
+                "entry": pages.entry(store.run(run)),
+                "statistics": pages.statistics(store, run),
+                "thoughts": {position: pages.thought(store, run, position) for position in positions},
+            }
+        )
         listed += [one.to_dict() for one in store.thoughts(run=run, order="position", descending=False, limit=None)]
     facets = {
         "model": sorted({one["entry"]["model"] for one in inside}),
@@ -94,7 +98,11 @@ def _data(store: Store, runs: Sequence[str]) -> dict[str, Any]:
         "control": sorted({one["control"] for one in listed}),
     }
     about = {
-        "version": __version__, "record": "", "model": None, "facets": facets, "only": runs[0] if runs else None,
+        "version": __version__,
+        "record": "",
+        "model": None,
+        "facets": facets,
+        "only": runs[0] if runs else None,
         "totals": {"runs": len(inside), "thoughts": len(listed)},
-    }  # fmt: skip
+    }
     return {"about": about, "runs": inside, "list": listed}

@@ -1,7 +1,7 @@
-"""The page's own files, and all of them as one script and one style sheet for a page that stands alone.
+"""The page's own files, and all of them as one script and one style sheet for a self-contained page.
 
-The modules keep to a form that needs no bundler: named imports without renaming, from files beside them, and names that
-no two modules define. So one script is the modules in order, without their import and export words.
+The modules need no bundler: they use named imports without renaming, from the same folder, and no two define the same
+name. So the script is the modules in order, without their import and export keywords.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def style() -> str:
 
 @cache
 def script() -> str:
-    """All modules as one, each behind those it imports.
+    """All modules as one, each after those it imports.
 
     Raises:
-        ValueError: a module leaves the form: a tag inside it, another kind of import or export, a name defined twice.
+        ValueError: a module breaks these rules (a tag in it, another kind of import or export, a name defined twice).
     """
     order: list[str] = []
     _visit("main", order, [])
@@ -37,7 +37,7 @@ def script() -> str:
     for name in order:
         text = _EXPORT.sub("", _IMPORT.sub("", _read(name)))
         if left := re.search(r"^(import|export)\b.*|</script|<!--", text, re.MULTILINE):
-            raise ValueError(f"{name}.js: {left[0]!r} cannot stand in a page of one file")
+            raise ValueError(f"{name}.js: {left[0]!r} is not allowed in a self-contained page")
         for found in _DEFINED.finditer(text):
             for word in re.findall(r"\w+", found[1] or found[2]):
                 if owners.setdefault(word, name) != name:

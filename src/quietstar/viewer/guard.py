@@ -1,9 +1,9 @@
-"""Who may talk to the page: this machine's own browser, or who has the token. An ASGI layer around the application.
+"""Who may connect to the page: a browser of this machine that has the token. An ASGI layer around the application.
 
-Four things are kept out: other machines (the server listens on 127.0.0.1 unless told otherwise), other accounts of this
-machine (a token is asked for), other web sites in the same browser (Host, Origin and Sec-Fetch-Site are checked), and
-markup in what models and files say (the Content-Security-Policy allows this server's own files and nothing else, and no
-text ever becomes HTML).
+Four things are kept out: other machines (the server listens on 127.0.0.1 unless --host is given); other accounts of
+this machine (a token is required); other web sites in the same browser (Host, Origin and Sec-Fetch-Site are checked);
+and markup in what models and files say (the Content-Security-Policy allows this server's own files and nothing else,
+and no text ever becomes HTML).
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ POLICY = (
 OURS = ("X-Quietstar", "view")  # by which a second server knows the first
 _HEADERS = {
     OURS[0]: OURS[1],
-    "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
-}  # fmt: skip
+}
 
 
 def is_loopback(host: str) -> bool:
@@ -42,11 +45,11 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Refuses what does not come from the page itself.
+    """Refuses requests that do not come from the page itself.
 
     Args:
         app: the application. host: what the server listens on. port: its port, part of the cookie's name.
-        token: what one must know, None where every account of this machine may come in.
+        token: the secret that a client must send, None where every account of this machine may connect.
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int, token: str | None) -> None:
@@ -56,7 +59,7 @@ class Guard:
         self.cookie = f"quietstar-{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer with one line that says why not."""
+        """Pass a request on, or refuse it with one line that gives the reason."""
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
@@ -71,10 +74,11 @@ class Guard:
             return
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         if self.token is not None:
-            if "token" in query and self._known(query.pop("token")):  # once; from then on the browser has a cookie
+            if "token" in query and self._known(query.pop("token")):  # once; after that the browser has a cookie
                 path = "/" + scope["path"].lstrip("/\\")  # a browser takes // at the beginning for another host
                 answer = RedirectResponse(path + (f"?{urlencode(query)}" if query else ""), 303)
-                answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
+                # "lax" because --open arrives from a file, another site; the checks above refuse what other sites send
+                answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
                 await answer(scope, receive, guarded)
                 return
             if not self._known(self._given(headers)):

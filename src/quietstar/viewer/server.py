@@ -1,6 +1,7 @@
 """The page over HTTP: its files, the record as JSON, and the model's work as server-sent events.
 
-Knows routes and forms; what the page shows is in `pages`, what the model does in `asking`, who may come in in `guard`.
+Knows routes and forms. What the page shows is in `pages`; what the model does in `asking`, `changing` and `following`;
+who may connect in `guard`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from starlette.types import Receive, Scope, Send
 from quietstar.errors import QuietStarError
 from quietstar.record.columns import to_json
 from quietstar.record.store import Store
-from quietstar.viewer import asking, pages
+from quietstar.viewer import asking, changing, following, pages
 from quietstar.viewer.files import STATIC
-from quietstar.viewer.live import Job, Live, Work
+from quietstar.viewer.worker import Job, ModelWorker, Work
 
 _LARGEST = 2**20  # bytes of what the page may send
 
 
 class _Number(Convertor[int]):
-    """A whole number in an address, as far as the record's columns go; anything longer is no place of ours."""
+    """A whole number in an address, within the range of the record's columns; longer ones match no route."""
 
     regex = "[0-9]{1,15}"
 
@@ -47,7 +48,7 @@ _Form = TypeVar("_Form")
 
 
 class Json(Response):
-    """Plain data; numbers that JSON has no name for are texts, as in the record."""
+    """Plain data; numbers that are not finite are texts, as in the record."""
 
     media_type = "application/json"
 
@@ -64,7 +65,7 @@ class EventStream(Response):
         self.job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send frames until the job ends or nobody listens."""
+        """Send frames until the job ends or the client disconnects."""
         watching = asyncio.create_task(self._watch(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -84,9 +85,9 @@ class EventStream(Response):
         self.job.stop()
 
 
-def build(store: Store, live: Live | None) -> Starlette:
-    """The application over a record; without `live` it only shows."""
-    record = _Record(store, live.name if live is not None else None)
+def build(store: Store, worker: ModelWorker | None) -> Starlette:
+    """The application over a record; without `worker` there is no model to ask."""
+    record = _RecordRoutes(store, worker.name if worker is not None else None)
     routes = [
         Route("/", _index),
         Route("/api/about", record.about),
@@ -97,17 +98,17 @@ def build(store: Store, live: Live | None) -> Starlette:
         Route("/api/thoughts", record.thoughts),
         Route("/api/histograms", record.histograms),
     ]
-    if live is not None:
-        thinking = _Thinking(store, live)
+    if worker is not None:
+        model = _ModelRoutes(store, worker)
         routes += [
-            Route("/api/ask", thinking.ask, methods=["POST"]),
-            Route("/api/runs/{run}/thoughts/{position:number}/change", thinking.change, methods=["POST"]),
-            Route("/api/runs/{run}/measure", thinking.measure, methods=["POST"]),
-            Route("/api/runs/{run}/interventions/{number:number}/follow", thinking.follow, methods=["POST"]),
+            Route("/api/ask", model.ask, methods=["POST"]),
+            Route("/api/runs/{run}/thoughts/{position:number}/change", model.change, methods=["POST"]),
+            Route("/api/runs/{run}/measure", model.measure, methods=["POST"]),
+            Route("/api/runs/{run}/interventions/{number:number}/follow", model.follow, methods=["POST"]),
         ]
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
-        exception_handlers={QuietStarError: _told, HTTPException: _refused, Exception: _failed},
+        exception_handlers={QuietStarError: _problem, HTTPException: _refused, Exception: _failed},
     )
 
 
@@ -115,7 +116,7 @@ def _index(request: Request) -> Response:
     return FileResponse(STATIC / "index.html")
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     return Json({"error": str(error)}, 400)
 
 
@@ -127,12 +128,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A fault of ours: the page gets a line, the terminal the traceback."""
-    return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server says more"}, 500)
+    """A bug: the page gets one line, the terminal the traceback."""
+    return Json({"error": f"{type(error).__name__}: {error}; the terminal of the server has the traceback"}, 500)
 
 
-class _Record:
-    """What is read from the record."""
+class _RecordRoutes:
+    """Routes that read the record."""
 
     def __init__(self, store: Store, model: str | None) -> None:
         self.store, self.model = store, model
@@ -167,20 +168,20 @@ class _Record:
         return Json(pages.histograms(self.store, pages.filters(request.query_params)))
 
 
-class _Thinking:
-    """What the model is asked for; all of it is answered as a stream of frames."""
+class _ModelRoutes:
+    """Routes that need the model; each answers with a stream of frames."""
 
-    def __init__(self, store: Store, live: Live) -> None:
-        self.store, self.live = store, live
+    def __init__(self, store: Store, worker: ModelWorker) -> None:
+        self.store, self.worker = store, worker
 
     async def ask(self, request: Request) -> Response:
         question = await _form(request, asking.Question)
         return self._stream(lambda model: asking.ask(model, self.store, question))
 
     async def change(self, request: Request) -> Response:
-        wanted = await _form(request, asking.Change)
+        wanted = await _form(request, changing.Change)
         run, position = request.path_params["run"], request.path_params["position"]
-        return self._stream(lambda model: asking.change(model, self.store, run, position, wanted))
+        return self._stream(lambda model: changing.change(model, self.store, run, position, wanted))
 
     async def measure(self, request: Request) -> Response:
         await _body(request)
@@ -192,32 +193,32 @@ class _Thinking:
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise QuietStarError(f"most must be a whole number of at least 1, got {str(most)[:40]!r}")
         run, number = request.path_params["run"], request.path_params["number"]
-        return self._stream(lambda model: asking.follow(model, self.store, run, number, most))
+        return self._stream(lambda model: following.follow(model, self.store, run, number, most))
 
     def _stream(self, work: Work) -> Response:
-        return EventStream(self.live.start(work))
+        return EventStream(self.worker.start(work))
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request. Only scripts of this page can send one, since other sites may not say this type."""
+    """The JSON object of a request. Other sites cannot send one: browsers do not let them use this content type."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise QuietStarError("what is sent must be application/json")
+        raise QuietStarError("the request must have the type application/json")
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > _LARGEST:
-            raise QuietStarError(f"what is sent may have at most {_LARGEST} bytes")
+            raise QuietStarError(f"a request may have at most {_LARGEST} bytes")
     try:
         found = json.loads(bytes(body) or b"{}")
     except (ValueError, RecursionError) as error:  # deep nesting, or a number of thousands of digits
-        raise QuietStarError(f"what was sent is no JSON ({str(error)[:100]})") from error
+        raise QuietStarError(f"the request is not JSON ({str(error)[:100]})") from error
     if not isinstance(found, dict):
-        raise QuietStarError("what is sent must be a JSON object")
+        raise QuietStarError("the request must be a JSON object")
     return found
 
 
 async def _form(request: Request, kind: type[_Form]) -> _Form:
-    """The body as one of the forms of `asking`."""
+    """The body as one of the forms that requests have."""
     try:
         return TypeAdapter(kind).validate_python(await _body(request))
     except ValidationError as error:

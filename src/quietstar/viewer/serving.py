@@ -1,4 +1,4 @@
-"""Listening: the address, the token, and what to say where the port is taken."""
+"""Listening: the address, the token, and the message where the port is in use."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from collections.abc import Callable
 from quietstar.errors import QuietStarError
 from quietstar.record.store import Store
 from quietstar.viewer.guard import OURS, Guard
-from quietstar.viewer.live import Live
 from quietstar.viewer.server import build
+from quietstar.viewer.worker import ModelWorker
 
 PORT = 8719
 
 
 def serve(
-    store: Store, live: Live | None, *, host: str = "127.0.0.1", port: int = PORT, token: str | None = None,
+    store: Store,
+    worker: ModelWorker | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    token: str | None = None,
     ready: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Serve the page until it is interrupted.
 
     Args:
-        store: the record. live: the model, None to show only.
+        store: the record. worker: the model, None to show only.
         host: what to listen on. port: 0 takes any free one.
-        token: what one must know to come in, made up when None; "" lets every account of this machine in.
-        ready: is told the address when connections are taken.
+        token: the secret that clients must send, generated when None; "" lets every account of this machine connect.
+        ready: called with the address when connections are accepted.
 
     Raises:
-        QuietStarError: the host or port cannot be had.
+        QuietStarError: cannot listen on the host or port.
     """
     import uvicorn
 
@@ -38,19 +43,23 @@ def serve(
         token = secrets.token_urlsafe(18)
     with _listen(host, port) as listener:
         port = listener.getsockname()[1]
-        application = Guard(build(store, live), host, port, token or None)
+        application = Guard(build(store, worker), host, port, token or None)
         server = uvicorn.Server(
             uvicorn.Config(
-                application, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2,
+                application,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
                 server_header=False,
             )
-        )  # fmt: skip
+        )
         ready(address(host, port) + (f"?token={token}" if token else ""))
         try:
             server.run(sockets=[listener])
         finally:
-            if live is not None:
-                live.close()
+            if worker is not None:
+                worker.close()
 
 
 def address(host: str, port: int) -> str:
@@ -78,25 +87,25 @@ def _listen(host: str, port: int) -> socket.socket:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise QuietStarError(_taken(host, port)) from error
         reason = getattr(error, "strerror", None) or error
-        raise QuietStarError(f"cannot listen on {host}, port {port}: {reason}; --port names another one") from error
+        raise QuietStarError(f"cannot listen on {host}, port {port}: {reason}; --port N uses another one") from error
     return listener
 
 
 def _taken(host: str, port: int) -> str:
-    """What to say where somebody listens already: another page of ours, or another program."""
-    if _is_ours(host, port):
+    """The message where a server is listening already: another page of quietstar, or another program."""
+    if _is_quietstar(host, port):
         return (
-            f"another `quietstar view` listens on port {port}: open the address it printed, or take another port with "
+            f"another `quietstar view` listens on port {port}: open the address it printed, or use another port with "
             "--port 0"
         )
-    return f"port {port} is taken by another program; --port names another one, --port 0 takes any that is free"
+    return f"port {port} is used by another program; --port N uses another one, --port 0 any free one"
 
 
-def _is_ours(host: str, port: int, seconds: float = 2.0, most: int = 2**14) -> bool:
-    """Whether a page of ours listens there, by the header it gives every answer.
+def _is_quietstar(host: str, port: int, seconds: float = 2.0, most: int = 2**14) -> bool:
+    """Whether a page of quietstar listens there, by the header of its responses.
 
-    Whoever listens may be anybody: no more than `most` bytes and `seconds` are given to it, no proxy is asked, and
-    nothing it says is shown.
+    It may be any program: at most `most` bytes are read within `seconds`, no proxy is used, and nothing that it sends
+    is shown.
     """
     end = time.monotonic() + seconds
     host = "localhost" if host in ("0.0.0.0", "::", "") else host

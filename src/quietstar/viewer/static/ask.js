@@ -1,4 +1,4 @@
-// Ask the model: a prompt, a system prompt, settings; answer and thoughts come in as they come, and stop stops.
+// Ask the model: a prompt, a system prompt, settings. Answer and thoughts are shown as they are generated; Stop ends it.
 
 import { go, href } from "./address.js";
 import { field, fill, h, memory, readable, visible } from "./dom.js";
@@ -13,16 +13,16 @@ const CONTROLS = ["own", "none", "filler", "shuffled", "donor", "only"];
 const NUMBERS = [
   ["max_new_tokens", "longest answer", { min: 1, step: 1, value: "128" }, "tokens"],
   ["thought_length", "thought length", { min: 0, step: 1, placeholder: "the model's own" }, "tokens"],
-  ["samples", "samples", { min: 1, step: 1, value: "1" }, "thoughts at a place"],
+  ["samples", "samples", { min: 1, step: 1, value: "1" }, "thoughts at a position"],
   ["temperature", "temperature", { min: 0, step: "any", value: "0" }, "0 is greedy"],
-  ["mixing_weight", "fixed weight", { step: "any", placeholder: "the head's own" }, "an experiment"],
-  ["speculate", "drafts", { min: 0, step: 1, placeholder: "auto" }, "tokens ahead; 0 is one by one"],
+  ["mixing_weight", "mixing weight", { step: "any", placeholder: "from the mixing head" }, "a fixed w for every thought"],
+  ["speculate", "drafts", { min: 0, step: 1, placeholder: "auto" }, "tokens drafted ahead; 0: none"],
   ["seed", "seed", { step: 1, value: "0" }, "same seed, same output"],
 ];
 
 export async function askPage({ about }) {
   document.title = "ask · quietstar";
-  if (!about.model) return { element: h("div", { class: "page" }, h("h1", {}, "Ask"), h("p", {}, "This page only shows. Start `quietstar view` without --look to ask.")) };
+  if (!about.model) return { element: h("div", { class: "page" }, h("h1", {}, "Ask"), h("p", {}, "This page has no model. Start `quietstar view` without --look to ask.")) };
   const prompt = h("textarea", { rows: 4, required: true, "aria-label": "prompt", placeholder: "Ask something", value: memory.get("prompt", "") });
   const system = h("textarea", { rows: 2, "aria-label": "system prompt", placeholder: "System prompt, if any", value: memory.get("system", "") });
   const raw = h("input", { type: "checkbox" });
@@ -55,7 +55,7 @@ export async function askPage({ about }) {
       const body = { prompt: prompt.value, system: system.value || null, raw: raw.checked, settings };
       for await (const { kind, data } of source.frames("ask", body, stop.signal)) {
         if (kind === "loading") fill(state, `loading ${data.model}…`);
-        if (kind === "waiting") state.textContent = `waiting for ${data.ahead} before this…`;
+        if (kind === "waiting") state.textContent = `waiting for ${data.ahead} earlier…`;
         if (kind === "run") {
           id = data.id;
           run.head.id = id;
@@ -82,9 +82,9 @@ export async function askPage({ about }) {
     h("details", {},
       h("summary", {}, "settings"),
       h("div", { class: "filters" },
-        field("when to think", [trigger, triggers]), field("in the thought's place", [control, controls]),
+        field("trigger", [trigger, triggers], "when to think"), field("control", [control, controls], "own: the model's own thoughts"),
         NUMBERS.map(([name, label, , hint]) => field(label, numbers[name], hint)),
-        h("label", { class: "check" }, raw, " continue the prompt as it is, without chat template"))),
+        h("label", { class: "check" }, raw, " continue the prompt, without the chat template"))),
     h("p", { class: "bar" }, button, state),
   );
   return { element: h("div", { class: "page wide" }, h("h1", {}, "Ask"), h("p", { class: "facts" }, "of ", h("bdi", {}, visible(about.model)), ", on this machine"), form, answer), left: () => stop?.abort() };

@@ -16,7 +16,7 @@ export function bars(lists, changed) {
         h("h3", {}, title),
         choices.length
           ? h("ol", {}, choices.map((choice, n) => bar(choice, n === 0 && choice.id !== first && (list !== 1 || changed))))
-          : h("p", { class: "none" }, "nothing to predict from"),
+          : h("p", { class: "none" }, "no thought"),
       ),
     ),
   );

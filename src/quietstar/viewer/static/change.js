@@ -1,5 +1,5 @@
-// Put another thought in a thought's place and see what happens: the next word at once, the text that follows on demand.
-// Every try is recorded with the run.
+// Change a thought and see what it does: the next word at once, the text that follows on demand. Every intervention is
+// recorded with the run.
 
 import { align, words } from "./align.js";
 import { bars } from "./bars.js";
@@ -8,21 +8,22 @@ import { pieces } from "./pieces.js";
 import { source } from "./source.js";
 
 const KINDS = {
-  edited: "edited", resampled: "thought again", donor: "borrowed", filler: "filler", shuffled: "shuffled", none: "no thought",
-  "truncated:0": "empty", "truncated": "cut short",
+  edited: "edited", resampled: "resampled", donor: "donor", filler: "filler", shuffled: "shuffled", none: "no thought",
+  "truncated:0": "empty", "truncated": "truncated",
 };
 
-const SAME = "It says the same word next, so all that follows is the same: a thought is private to the word it helps to predict.";
+const SAME = "The next word is the same, so all text after it is the same: a thought is private to the word it helps to predict.";
 
 // The section of a panel that changes the thought at a place; what was tried before is shown wherever it is known.
 export function changing(panel, place, detail) {
   const list = h("ol", { class: "tries" }, [...detail.tries].reverse().map((one) => attempt(panel, place, detail, one)));
-  if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h3", {}, "what was tried"), list) : null;
+  if (!panel.live) return detail.tries.length ? h("section", { class: "change" }, h("h3", {}, "interventions"), list) : null;
   const own = detail.samples[0];
   const shown = readable(own?.text ?? "");
   const text = h("textarea", { rows: 2, "aria-label": "the thought, to edit", spellcheck: "false", value: shown });
   const edited = () => (text.value === shown ? own?.text ?? "" : text.value); // its own characters, where it was left as it is
-  const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position to borrow from" });
+  const donor = h("input", { type: "number", min: 0, placeholder: "earlier", "aria-label": "position of the donor" });
+  const borrowed = () => ({ kind: "donor", donor: donor.value === "" ? null : Number(donor.value) }); // null: an earlier one
   const state = h("p", { class: "state", role: "status" });
   const buttons = [];
   const attemptWith = async (wanted) => {
@@ -32,7 +33,7 @@ export function changing(panel, place, detail) {
     try {
       for await (const frame of source.frames(`runs/${encodeURIComponent(panel.run.head.id)}/thoughts/${place}/change`, wanted)) {
         if (frame.kind === "loading") fill(state, `loading ${frame.data.model}…`);
-        if (frame.kind === "waiting") state.textContent = `waiting for ${frame.data.ahead} before this…`;
+        if (frame.kind === "waiting") state.textContent = `waiting for ${frame.data.ahead} earlier…`;
         if (frame.kind === "tries") {
           detail.tries.push(...frame.data.tries);
           list.prepend(...frame.data.tries.toReversed().map((one) => attempt(panel, place, detail, one, true)));
@@ -54,17 +55,17 @@ export function changing(panel, place, detail) {
   return h(
     "section",
     { class: "change" },
-    h("h3", {}, "change it"),
+    h("h3", {}, "change this thought"),
     text,
     h(
       "div", { class: "buttons" },
-      button("Try this text", "put the text above in the thought's place", () => ({ kind: "edited", text: edited() })),
+      button("Try this text", "use the text above as the thought", () => ({ kind: "edited", text: edited() })),
       button("Empty", "the markers with nothing between them", () => ({ kind: "truncated:0" })),
       button("Filler", "as many filler tokens", () => ({ kind: "filler" })),
       button("Shuffle", "its own tokens in random order", () => ({ kind: "shuffled" })),
-      button("Resample 8", "think again, eight times", () => ({ kind: "resampled", n: 8 })),
-      button("No thought", "what follows without a thought here", () => ({ kind: "none" })),
-      h("span", { class: "donor" }, button("Borrow from", "the thought of another position of this run", () => ({ kind: "donor", donor: donor.value === "" ? null : Number(donor.value) })), donor),
+      button("Resample 8", "sample eight new thoughts", () => ({ kind: "resampled", n: 8 })),
+      button("No thought", "predict the next word without a thought here", () => ({ kind: "none" })),
+      h("span", { class: "donor" }, button("Donor", "the thought of another position of this run", borrowed), donor),
     ),
     state,
     list,
@@ -93,7 +94,7 @@ function attempt(panel, place, detail, one, open = false) {
     box.filled = true;
     box.append(
       one.kind === "none" ? "" : h("p", {}, pieces(one.sample)),
-      bars([[compared ? "with its own" : "with its own, as recorded", compared?.mixed ?? detail.mixed], ["with this", one.mixed], ["only this", one.only]], other),
+      bars([[compared ? "own thought" : "own thought, as recorded", compared?.mixed ?? detail.mixed], ["this thought", one.mixed], ["only this thought", one.only]], other),
       h("p", { class: "facts" }, verdict(compared, before, after)),
       following(panel, place, one),
     );
@@ -112,11 +113,14 @@ function comparedOf(one) {
 
 // What may be said about the likeliest word, and what computed it.
 function verdict(compared, before, after) {
-  if (!compared) return "Compared with the recorded prediction, which another batch or precision may have made.";
+  if (!compared) return "Compared with the recorded prediction, which may come from another batch or precision.";
   const floor = compared.floor ? `rounding (${small(real_of(compared.floor.logprob) ?? 0)} nats)` : "rounding, which was not measured";
-  const said = compared.changed ? "Likeliest word changed." : before && after && before.id !== after.id ? `The likeliest words are apart by no more than ${floor}: no change.` : "Likeliest word not changed.";
+  const tie = before && after && before.id !== after.id && `The two likeliest words differ by no more than ${floor}: no change.`;
+  const said = compared.changed ? "Likeliest word changed." : tie || "Likeliest word not changed.";
   const words = (by) => Object.entries(by ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
-  return compared.recorded ? `${said} Both were computed anew by ${words(compared.computed)}; the run was by ${words(compared.recorded)}.` : `${said} Both were computed side by side.`;
+  const both = `${said} Both predictions were computed now, `;
+  if (!compared.recorded) return `${both}in one batch shape.`;
+  return `${both}by ${words(compared.computed)}; the run by ${words(compared.recorded)}.`;
 }
 
 // The text that follows with the try in place, beside the one that was said.
@@ -131,12 +135,14 @@ function following(panel, place, one) {
   let problem = "";
   const differ = h("label", { class: "check" }, h("input", { type: "checkbox", onchange: (event) => { marks = event.target.checked; draw(); } }), " mark differences");
   const button = h("button", { type: "button", onclick: () => (stop ? stop.abort() : follow()) });
+  const column = (title, said, which) => h("section", {}, h("h4", {}, title), side(said, text, marks, which));
   const draw = () => {
     const said = original ?? recorded;
+    const left = original !== null ? "with its own thought, computed again" : "as recorded";
     button.textContent = stop ? "Stop" : text === null ? "Continue the text" : "Continue it again";
     fill(
       box,
-      text !== null && [differ, h("div", { class: "beside" }, h("section", {}, h("h4", {}, original !== null ? "with its own thought, computed again" : "as it was"), side(said, text, marks, "left")), h("section", {}, h("h4", {}, "with this thought"), side(said, text, marks, "right")))],
+      text !== null && [differ, h("div", { class: "beside" }, column(left, said, "left"), column("with this thought", said, "right"))],
       text === said && !stop && h("p", { class: "facts" }, SAME),
       problem && h("p", { class: "problem", role: "alert" }, problem),
       panel.live && button,

@@ -1,4 +1,4 @@
-// Two runs side by side: what differs first, then both texts aligned.
+// Two runs side by side: first what differs, then both texts aligned.
 
 import { align } from "./align.js";
 import { href } from "./address.js";
@@ -23,11 +23,19 @@ export async function comparePage({ parts }) {
       "div", { class: "page wide compare" },
       h("h1", {}, "Side by side"),
       facts(runs),
-      h("h2", {}, parted.length ? `They part at ${count(parted.length, "place")}` : "They say the same"),
-      alike !== null && h("p", { class: "facts" }, `At the first of them their words are apart by no more than the noise floor (${small(alike)} nats): that they part there, and all that follows from it, may be rounding.`),
+      h("h2", {}, parted.length ? `The texts differ at ${count(parted.length, "position")}` : "The texts are the same"),
+      alike !== null && h(
+        "p", { class: "facts" },
+        `At the first of them, the two words differ by no more than the noise floor (${small(alike)} nats): `,
+        "this difference and all that follows from it may be rounding.",
+      ),
       listed(parted, text),
-      h("div", { class: "aligned" }, SIDES.map((_, n) => h("h3", {}, h("a", { href: href(["run", runs[n].head.id]) }, h("code", {}, runs[n].head.id)))), steps.flatMap((step) => SIDES.map((_, n) => cell(runs[n], n, step, parted.indexOf(step))))),
-      h("p", { class: "legend" }, legend("kl", runs), " Each word leads to its thought."),
+      h(
+        "div", { class: "aligned" },
+        runs.map((run) => h("h3", {}, h("a", { href: href(["run", run.head.id]) }, h("code", {}, run.head.id)))),
+        steps.flatMap((step) => runs.map((run, n) => cell(run, n, step, parted.indexOf(step)))),
+      ),
+      h("p", { class: "legend" }, legend("kl", runs), " Each word links to its thought."),
     ),
   };
 }
@@ -47,7 +55,7 @@ async function parting(runs, steps, first) {
   return apart.every((distance) => Math.abs(distance) <= floor) ? floor : null;
 }
 
-// The first places where they part, and the rest on demand.
+// The first positions where the texts differ, and the rest on demand.
 function listed(parted, text) {
   const said = (n, step) => h("bdi", {}, visible(text(n, step)).slice(0, 80) || "(nothing)");
   const items = parted.map((step, n) =>
@@ -88,7 +96,11 @@ function facts(runs) {
   const differing = [...rows.filter(([, a, b]) => a !== b), ...numbers.filter((one) => !one.same).map((one) => one.row)];
   const within = numbers.filter((one) => one.within).map((one) => one.row[0]);
   const other = computed.slice(0, -1).filter(([, a, b]) => a !== b).map(([name]) => name);
-  const draw = (mark) => ([name, ...values]) => h("tr", {}, h("th", { scope: "row" }, mark ? `${name} ${values[0] === values[1] ? "=" : "≠"}` : name), values.map((value) => h("td", { class: mark && values[0] !== values[1] ? "differs" : null }, h("bdi", {}, readable(value).slice(0, 400)))));
+  const draw = (mark) => ([name, left, right]) => {
+    const differs = left !== right;
+    const cells = [left, right].map((value) => h("td", { class: mark && differs ? "differs" : null }, h("bdi", {}, readable(value).slice(0, 400))));
+    return h("tr", {}, h("th", { scope: "row" }, mark ? `${name} ${differs ? "≠" : "="}` : name), cells);
+  };
   return h(
     "div", { class: "scroll" },
     h("table", { class: "differing" },
@@ -97,7 +109,7 @@ function facts(runs) {
       h("tbody", { class: "computed" }, computed.map(draw(true)))),
     h("p", { class: "facts" }, `${rows.length + numbers.length - differing.length} of ${rows.length + numbers.length} are the same.`,
       within.length > 0 && ` Within the larger noise floor of the two, so no difference: ${within.join(", ")}.`),
-    other.length > 0 && h("p", { class: "facts" }, `Computed with another ${other.join(", ")}: part of what differs may be rounding.`),
+    other.length > 0 && h("p", { class: "facts" }, `Computed with another ${other.join(", ")}: part of the difference may be rounding.`),
   );
 }
 

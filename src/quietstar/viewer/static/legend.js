@@ -15,7 +15,7 @@ export function legend(measure, runs) {
     bounds.map((bound, n) => swatch(n + 1, n === bounds.length - 1 ? `${bound} and more` : `${bound}`)),
     measure === "gain" && swatch(3, "below 0", " negative"),
   );
-  return [scale, h("span", { class: "words" }, `${long}. A colour begins at its number, the same in every run. `, noise(runs, measure), " Underlined: likeliest word changed.")];
+  return [scale, h("span", { class: "words" }, `${long}. Each colour starts at its number, the same in every run. `, noise(runs, measure), " Underlined: likeliest word changed.")];
 }
 
 // What has no colour: all below the first bound, and up to the noise floor where that is higher.
@@ -33,5 +33,5 @@ export function noise(runs, measure = "kl") {
   const values = known.map((one) => (one === null ? "not measured" : small(one)));
   const unit = MEASURES[by].unit && ` ${MEASURES[by].unit}`;
   const said = new Set(values).size === 1 ? values[0] : `${values[0]} left, ${values[1]} right`;
-  return `Noise floor${by === measure ? "" : " of KL"}: ${said}${unit}, what reading the same place again in another batch changes: no colour, no change.`;
+  return `Noise floor${by === measure ? "" : " of KL"}: ${said}${unit}, the largest change when the same position is computed in another batch. Smaller values have no colour and are no change.`;
 }

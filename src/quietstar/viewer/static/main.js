@@ -26,7 +26,8 @@ function look(name) {
 function header() {
   const now = LOOKS.includes(memory.get("look", "auto")) ? memory.get("look", "auto") : "auto";
   look(now);
-  const select = h("select", { class: "look", "aria-label": "light or dark", onchange: (event) => look(event.target.value) }, LOOKS.map((name) => h("option", { value: name, selected: name === now }, name)));
+  const options = LOOKS.map((name) => h("option", { value: name, selected: name === now }, name));
+  const select = h("select", { class: "look", "aria-label": "colour scheme", onchange: (event) => look(event.target.value) }, options);
   return h("header", { class: "site" }, h("a", { class: "name", href: "#/runs" }, "quietstar"), links, select);
 }
 
@@ -56,6 +57,12 @@ async function draw() {
   }
 }
 
-document.body.append(h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); event.stopPropagation(); body.focus(); } }, "to the text"), header(), body);
+function skip(event) {
+  event.preventDefault();
+  event.stopPropagation();
+  body.focus();
+}
+
+document.body.append(h("a", { class: "skip", href: "#main", onclick: skip }, "skip to the text"), header(), body);
 listen(draw);
 draw();

@@ -1,5 +1,5 @@
-// One thought: token by token with its probabilities, what asked for it, what it did to the next word, and its
-// neighbours. Its insides are fetched when it is looked at.
+// One thought: token by token with its probabilities, its trigger, what it did to the next word, and its neighbours.
+// Its samples and candidates are fetched when it is opened.
 
 import { bars } from "./bars.js";
 import { changing } from "./change.js";
@@ -29,7 +29,7 @@ export class Panel {
     const { thoughts } = this.run;
     fill(
       this.body,
-      h("p", { class: "none" }, thoughts.size ? "Choose a word to read the thought before it." : "No thoughts here yet."),
+      h("p", { class: "none" }, thoughts.size ? "Select a word to read the thought before it." : "No thoughts here yet."),
     );
   }
 
@@ -49,11 +49,12 @@ export class Panel {
     const token = run.at(place);
     this.element.classList.add("open");
     if (!thought) {
-      fill(this.body, this.#head(place, token), h("p", { class: "none" }, "It did not think before this word."), this.#around(place));
+      fill(this.body, this.#head(place, token), h("p", { class: "none" }, "No thought before this word."), this.#around(place));
       this.spoken.textContent = "no thought here";
       return;
     }
-    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${thought.flipped ? ", likeliest word changed" : run.above(thought) ? "" : ", below the noise floor"}`;
+    const effect = thought.flipped ? ", likeliest word changed" : run.above(thought) ? "" : ", below the noise floor";
+    const summary = `thought: ${visible(thought.text)}. Weight ${number(thought.weight)}, KL ${number(thought.kl, 4)}${effect}`;
     if (!quiet) fill(this.spoken, summary);
     fill(this.body, this.#head(place, token), this.#numbers(thought, token), this.#whole(thought.text), this.#around(place));
     try {
@@ -91,8 +92,8 @@ export class Panel {
       shown.map(([name, found, digits]) =>
         h("div", { title: MEASURES[name].long }, h("dt", {}, MEASURES[name].label), h("dd", {}, number(found, digits))),
       ),
-      h("div", { title: "the rule that asked for the thought" }, h("dt", {}, "asked by"), h("dd", {}, h("bdi", {}, visible(thought.trigger)))),
-      thought.control !== "own" && h("div", {}, h("dt", {}, "in its place"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
+      h("div", { title: "the rule that decided to think here" }, h("dt", {}, "trigger"), h("dd", {}, h("bdi", {}, visible(thought.trigger)))),
+      thought.control !== "own" && h("div", { title: "what the run used instead of its own thought" }, h("dt", {}, "control"), h("dd", {}, h("bdi", {}, visible(thought.control)))),
     );
     return h(
       "div", {}, list,
@@ -107,7 +108,8 @@ export class Panel {
     const shown = [["compute", "compute effect", 4], ["content", "content effect", 4], ["garble", "garble", 2], ["greedy", "as the base", 2], ["early_area", "early answering", 2]];
     const known = shown.filter(([name]) => name in found);
     if (!known.length) return null;
-    return h("dl", { class: "numbers" }, known.map(([name, label, digits]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(found[name], digits)))));
+    const entry = ([name, label, digits]) => h("div", {}, h("dt", {}, label), h("dd", {}, number(found[name], digits)));
+    return h("dl", { class: "numbers" }, known.map(entry));
   }
 
   #whole(text) {
@@ -134,7 +136,7 @@ export class Panel {
     return h(
       "section",
       { class: "around" },
-      h("h3", {}, "thoughts around it"),
+      h("h3", {}, "neighbouring thoughts"),
       h(
         "ul", {},
         near.map((one) =>

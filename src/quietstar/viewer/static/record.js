@@ -109,10 +109,10 @@ function noise_of(found) {
 // What a token can be tinted by.
 export const MEASURES = {
   kl: { label: "KL", long: "KL(with ‖ without): how far the thought moved the prediction", unit: "nats" },
-  weight: { label: "w", long: "The weight that the thought was given", unit: "" },
+  weight: { label: "w", long: "Mixing weight: how much of the mixed prediction comes from the thought", unit: "" },
   gain: { label: "gain", long: "Log-probability of the word that was said, with the thought minus without", unit: "nats" },
-  entropy: { label: "entropy", long: "How undecided the prediction was without the thought", unit: "nats" },
-  surprise: { label: "surprise", long: "How unlikely the word was that was said: −log p, with the thought", unit: "nats" },
+  entropy: { label: "entropy", long: "How undecided the base prediction, without the thought, is", unit: "nats" },
+  surprise: { label: "surprise", long: "How unlikely the word was that was said: −log p of the mixed prediction", unit: "nats" },
 };
 
 export function valueOf(run, token, measure) {

@@ -26,7 +26,7 @@ export class Reader {
     this.measure = Object.hasOwn(MEASURES, memory.get("measure", "kl")) ? memory.get("measure", "kl") : "kl";
     const spaces = memory.get("spaces", "0") === "1";
     this.passage = new Passage(run, {
-      measure: this.measure, spaces, label: "the answer; arrow keys move from thought to thought, f to the next changed likeliest word",
+      measure: this.measure, spaces, label: "the answer; arrow keys move between thoughts, f moves to the next one that changed the likeliest word",
       select: (place, quiet) => this.#selected(place, quiet),
     });
     this.strip = new Strip(run, this.measure, (place) => this.passage.select(place));
@@ -51,13 +51,23 @@ export class Reader {
         h("label", { title: long }, h("input", { type: "radio", name: "measure", value: name, checked: name === this.measure, onchange: () => this.#tint(name) }), h("span", {}, label)),
       ),
     );
-    const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: (event) => { this.passage.show(event.target.checked); memory.set("spaces", event.target.checked ? "1" : "0"); } }), " show spaces");
-    const strongest = h("button", { type: "button", title: "the thought with the largest value of the measure that tints; again for the next", onclick: () => this.#strongest() }, "strongest");
-    const flip = h("button", { type: "button", title: "the next word where a thought changed which was likeliest (key f)", onclick: () => this.passage.step(1, (thought) => thought?.flipped) }, "next change");
+    const showSpaces = (event) => {
+      this.passage.show(event.target.checked);
+      memory.set("spaces", event.target.checked ? "1" : "0");
+    };
+    const show = h("label", { class: "check" }, h("input", { type: "checkbox", checked: spaces, onchange: showSpaces }), " show spaces");
+    const button = (label, title, onclick) => h("button", { type: "button", title, onclick }, label);
+    const strongest = button(
+      "strongest", "the thought with the largest value of the chosen measure; again for the next", () => this.#strongest(),
+    );
+    const flip = button(
+      "next change", "the next thought that changed the likeliest word (key f)",
+      () => this.passage.step(1, (thought) => thought?.flipped),
+    );
     return h("div", { class: "bar" }, measures, show, h("span", { class: "buttons" }, strongest, flip));
   }
 
-  // Thoughts within the noise floor are none of them stronger than another.
+  // Thoughts below the noise floor are not ranked.
   #strongest() {
     const value = (one) => valueOf(this.run, this.run.at(one.position), this.measure) ?? -Infinity;
     const thoughts = [...this.run.thoughts.values()].filter((one) => this.run.at(one.position) && this.run.above(one));
@@ -122,7 +132,7 @@ function head(run, about) {
   const facts = [
     count(one.tokens, "token"), count(one.thoughts, "thought"), one.thoughts > 0 && `likeliest word changed ${count(run.flips, "time")}`,
     one.thoughts > 0 && floor(run),
-    one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafts kept`, visible(one.reason ?? "unfinished: still running, or killed"),
+    one.seconds !== null && `${number(one.seconds, 1)} s`, one.drafted > 0 && `${one.accepted} of ${one.drafted} drafted tokens accepted`, visible(one.reason ?? "unfinished: still running, or killed"),
   ].filter(Boolean);
   return h(
     "header",
@@ -138,22 +148,28 @@ function head(run, about) {
       h("dl", { class: "settings" },
         settings.map(([name, value]) => h("div", {}, h("dt", {}, h("bdi", {}, visible(name.replaceAll("_", " ")))), h("dd", {}, h("bdi", {}, visible(told(value)))))),
         h("div", {}, h("dt", {}, "base"), h("dd", {}, h("bdi", {}, visible(one.base)))),
-        h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, `base ${visible(one.base_hash.slice(0, 12))}, head ${visible(one.head_hash.slice(0, 12))}${one.adapter ? `, adapter ${visible(one.adapter)}` : ""}`))),
-        h("div", {}, h("dt", {}, "ran as"), h("dd", {}, visible(computed(one))))),
+        h("div", {}, h("dt", {}, "weights"), h("dd", {}, h("bdi", {}, weights(one)))),
+        h("div", {}, h("dt", {}, "computed by"), h("dd", {}, visible(computed(one))))),
       one.chat && one.prompt && [h("h2", {}, "what the model read"), h("pre", { class: "prompt" }, readable(one.prompt))],
     ),
     one.thoughts > 0 && statistics(one, Boolean(about.model)),
     h(
       "p", { class: "links" },
-      one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before it"),
-      one.continued.map((id) => h("a", { href: href(["run", id]) }, "the answer behind it")),
+      one.continues && h("a", { href: href(["run", one.continues]) }, "the reasoning before this answer"),
+      one.continued.map((id) => h("a", { href: href(["run", id]) }, "the answer after this reasoning")),
       h("a", { href: href(["thoughts"], { run: one.id, noise: "any" }) }, "all its thoughts"),
       comparing(one),
     ),
   );
 }
 
-// A list of other runs to lay beside this one, read when it is opened; runs of the same question first.
+// Fingerprints of the weights of a run.
+function weights(one) {
+  const parts = [`base ${one.base_hash.slice(0, 12)}`, `head ${one.head_hash.slice(0, 12)}`, one.adapter && `adapter ${one.adapter}`];
+  return visible(parts.filter(Boolean).join(", "));
+}
+
+// A list of other runs to compare this one with, read when it is opened; runs of the same question first.
 function comparing(one) {
   const select = choice([["", "compare with…"]], "", { "aria-label": "compare with another run", onchange: () => select.value && go(href(["compare", one.id, select.value])) });
   const load = async () => {

@@ -27,9 +27,13 @@ export async function runsPage({ query, about }) {
       }, 200);
     },
   });
-  const tags = about.facets.tag.length
-    ? choice([["", "any tag"], ...about.facets.tag.map((tag) => [tag, `#${visible(tag)}`])], asked.tag, { "aria-label": "tag", onchange: (event) => { asked.tag = event.target.value; stay(href(["runs"], asked)); pages.restart(); } })
-    : null;
+  const choose = (event) => {
+    asked.tag = event.target.value;
+    stay(href(["runs"], asked));
+    pages.restart();
+  };
+  const names = about.facets.tag.map((tag) => [tag, `#${visible(tag)}`]);
+  const tags = names.length ? choice([["", "any tag"], ...names], asked.tag, { "aria-label": "tag", onchange: choose }) : null;
   await pages.restart();
   return {
     element: h("div", { class: "page" }, h("h1", {}, "Runs"), h("p", { class: "facts" }, `${count(about.totals.runs, "run")}, ${count(about.totals.thoughts, "thought")}`), h("div", { class: "bar" }, search, tags), list, state, pages.end),
@@ -43,10 +47,12 @@ function line(run) {
     h(
       "a", { href: href(["run", run.id]) },
       h("span", { class: "asked" }, visible(run.asked) || "(no prompt)"),
-      h("span", { class: "said" }, visible(run.text) || "(nothing said)"),
+      h("span", { class: "said" }, visible(run.text) || "(no text)"),
       h("span", { class: "facts" },
         h("code", {}, run.id), ` ${when(run.started)}  `, h("bdi", {}, visible(run.model)), `  ${count(run.thoughts, "thought")}`,
-        run.flips ? h("b", {}, ` likeliest word changed ${count(run.flips, "time")}`) : null, run.flips && !Number.isFinite(run.noise_kl) ? " (noise floor not measured)" : null, run.phase === "reason" && " reasoning", run.reason === null && " unfinished",
+        run.flips > 0 && h("b", {}, ` likeliest word changed ${count(run.flips, "time")}`),
+        run.flips > 0 && !Number.isFinite(run.noise_kl) && " (noise floor not measured)",
+        run.phase === "reason" && " reasoning", run.reason === null && " unfinished",
         run.tags.map((tag) => h("span", { class: "tag" }, `#${visible(tag)}`))),
     ),
   );

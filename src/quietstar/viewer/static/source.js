@@ -7,7 +7,7 @@ const BOUNDED = ["kl", "weight", "gain", "entropy", "surprise"]; // measures of 
 async function read(path, query = {}) {
   const kept = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   const answer = await fetch(`/api/${path}${kept.length ? `?${new URLSearchParams(kept)}` : ""}`).catch(() => {
-    throw new Error("the server does not answer; is `quietstar view` still running?");
+    throw new Error("the server does not answer; check that `quietstar view` is still running");
   });
   const found = await answer.json();
   if (!answer.ok) throw new Error(found.error ?? answer.statusText);

@@ -1,24 +1,24 @@
-// Statistics over the thoughts of one run: what the record tells, and, once the model has measured it, the rest.
+// Statistics over the thoughts of one run: those from the record, and those that the model has to measure.
 
 import { count, fill, h, number, small } from "./dom.js";
 import { source } from "./source.js";
 
-const LETTERS = "x: the word that was said; p0, pm, pt: its probability without the thought, with it, from it alone; T: the tokens of the thought. Intervals resample stretches of 16 thoughts. ~: no more than the noise floor.";
+const LETTERS = "x: the word that was said; p0, pm, pt: its probability without the thought, with it, from it alone; T: the tokens of the thought. Intervals: bootstrap over blocks of 16 thoughts. ~: not above the noise floor.";
 
 // A section that fetches its numbers when it is opened first. `live`: a model is there to measure.
 export function statistics(run, live) {
   const body = h("div", { class: "scroll" });
   const state = h("p", { class: "state", role: "status" });
-  const element = h("details", { class: "more statistics" }, h("summary", {}, "statistics over its thoughts"), body, state);
+  const element = h("details", { class: "more statistics" }, h("summary", {}, "statistics of the thoughts"), body, state);
   const tell = (error) => fill(state, h("span", { class: "problem" }, error.message));
   const measure = async (button) => {
     button.disabled = true;
-    fill(state, "The model measures; it thinks again with filler, borrowed and shortened thoughts…");
+    fill(state, "measuring: the model predicts again with filler, donor and truncated thoughts…");
     try {
       for await (const frame of source.frames(`runs/${encodeURIComponent(run.id)}/measure`, {})) {
         if (frame.kind !== "statistics") continue;
         draw(frame.data);
-        fill(state, frame.data.told);
+        fill(state, frame.data.warning);
       }
     } catch (error) {
       button.disabled = false;

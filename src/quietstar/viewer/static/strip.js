@@ -19,7 +19,7 @@ export class Strip {
       "svg",
       {
         class: "strip", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "slider", tabindex: 0,
-        "aria-label": "place in the text", "aria-valuemin": 0,
+        "aria-label": "position in the text", "aria-valuemin": 0,
       },
       this.bars, this.flips, this.here,
     );
@@ -63,7 +63,7 @@ export class Strip {
     const path = heights.map((height, n) => `M${(n * wide).toFixed(2)} ${HEIGHT - 6}v${(-height * (HEIGHT - 8)).toFixed(2)}h${(wide * 0.86).toFixed(2)}V${HEIGHT - 6}z`);
     this.bars.setAttribute("d", path.join(""));
     this.flips.setAttribute("d", flips);
-    set(this.element, { "aria-valuemax": Math.max(0, tokens.length - 1), "aria-description": `drawn by ${MEASURES[measure].label}` });
+    set(this.element, { "aria-valuemax": Math.max(0, tokens.length - 1), "aria-description": `height shows ${MEASURES[measure].label}` });
   }
 
   #x(n) {

@@ -1,5 +1,5 @@
 // Thoughts over all runs, the most influential first: a table to sort and filter, how the measures are spread, and a
-// link to each place. What is chosen stands in the address.
+// link to each position. The filters are kept in the address.
 
 import { href, stay } from "./address.js";
 import { choice, count, field, fill, h, number, quoted, svg, visible } from "./dom.js";
@@ -56,13 +56,13 @@ export async function thoughtsPage({ query, about }) {
     field("words", h("input", { type: "search", value: asked.query, placeholder: "in the thought", oninput: (event) => change("query", event.target.value) })),
     field("likeliest word", choice([["", "any"], ["1", "changed"], ["0", "not changed"]], asked.flipped, { onchange: (event) => change("flipped", event.target.value) })),
     field("noise floor", choice([["", "above it, or not measured"], ["below", "below it"], ["any", "any"]], asked.noise, { onchange: (event) => change("noise", event.target.value) })),
-    facet("model", "model"), facet("tag", "tag"), facet("trigger", "asked by"), facet("control", "in its place"),
+    facet("model", "model"), facet("tag", "tag"), facet("trigger", "trigger"), facet("control", "control"),
     h("details", {}, h("summary", {}, "bounds"), h("div", { class: "filters" }, COLUMNS.map(([name, label]) => [bound(`min_${name}`, `${label} from`), bound(`max_${name}`, `to`)]))),
     asked.run && h("p", { class: "facts" }, "of run ", h("code", {}, asked.run), " ", h("a", { href: href(["thoughts"], { ...asked, run: "" }) }, "of all runs")),
   );
   const table = h(
     "table", { class: "thoughts" },
-    h("thead", {}, h("tr", {}, head("position", "place"), h("th", { scope: "col" }, "thought"), COLUMNS.map(([name, label]) => head(name, label)), h("th", { scope: "col" }, "without"), h("th", { scope: "col" }, "with"), h("th", { scope: "col" }, "only"))),
+    h("thead", {}, h("tr", {}, head("position", "position"), h("th", { scope: "col" }, "thought"), COLUMNS.map(([name, label]) => head(name, label)), h("th", { scope: "col" }, "without"), h("th", { scope: "col" }, "with"), h("th", { scope: "col" }, "only"))),
     rows,
   );
   await draw();
@@ -71,8 +71,9 @@ export async function thoughtsPage({ query, about }) {
 
 function row(one) {
   const word = (text) => (text === null ? "–" : quoted(text));
+  const [below, unknown] = [one.above_noise === false, one.above_noise === null];
   return h(
-    "tr", { class: one.above_noise === false ? "noise" : one.flipped ? "flipped" : null, title: one.above_noise === false ? "below the noise floor: no change" : one.above_noise === null ? "noise floor not measured" : null },
+    "tr", { class: below ? "noise" : one.flipped ? "flipped" : null, title: below ? "below the noise floor: no change" : unknown ? "noise floor not measured" : null },
     h("td", { class: "place" }, h("a", { href: href(["run", one.run, one.position]) }, h("bdi", {}, visible(ending(one.context, 34)) || "(start)"))),
     h("td", {}, h("bdi", { class: "thought" }, visible(one.text)), one.samples > 1 && h("small", {}, ` +${one.samples - 1}`)),
     COLUMNS.map(([name, label, digits]) => h("td", { class: "n", "data-label": label }, number(one[name], digits))),

@@ -1,9 +1,8 @@
-"""The model behind the page: one call at a time, in a thread of its own, that ends when nobody listens any more.
+"""The model behind the page: one call at a time, in a thread of its own, that ends when its client has disconnected.
 
-Several clients wait in line. A job is a generator of frames; it is closed at the first frame after its client has gone
-or said stop, so that a recorder around it marks the run as interrupted. Work that takes long without a frame calls
-`check` between its pieces. Knows threads and frames; what is asked of the
-model is the jobs' business.
+Several clients wait in a queue. A job is a generator of frames; it is closed at the first frame after its client has
+disconnected or stopped it, so that a recorder around it marks the run as interrupted. Work that takes long without a
+frame calls `check` between its parts. Knows threads and frames; the jobs know what is asked of the model.
 """
 
 from __future__ import annotations
@@ -30,25 +29,26 @@ class Frame(NamedTuple):
     data: dict[str, Any]
 
 
-Work = Callable[["QuietStar"], Generator[Frame, None, None]]
+Frames = Generator[Frame, None, None]
+Work = Callable[["QuietStar"], Frames]
 
 
 class _Stopped(Exception):
-    """The client has gone or said stop."""
+    """The client has disconnected or stopped the job."""
 
 
 _running: ContextVar[Job | None] = ContextVar("quietstar_job", default=None)
 
 
 def check() -> None:
-    """Between two pieces of long work: end it here where nobody waits for its result any more."""
+    """Between two parts of long work: end it here where its client has disconnected."""
     job = _running.get()
     if job is not None and job.stopped.is_set():
         raise _Stopped
 
 
 class Job:
-    """One call of the model on its way; iterate over it for its frames."""
+    """One call of the model, queued or running; iterate over it for its frames."""
 
     def __init__(self, ahead: int) -> None:
         self.stopped = threading.Event()
@@ -58,7 +58,7 @@ class Job:
             self.put(Frame("waiting", {"ahead": ahead}))
 
     def stop(self) -> None:
-        """Nobody listens any more: end it at its next frame."""
+        """End it at its next frame."""
         self.stopped.set()
 
     def put(self, frame: Frame | None) -> None:
@@ -74,11 +74,11 @@ class Job:
             yield frame
 
 
-class Live:
+class ModelWorker:
     """A model that is loaded when it is first needed.
 
     Args:
-        name: as a person wrote it. load: loads it.
+        name: as the user gave it. load: loads it.
     """
 
     def __init__(self, name: str, load: Callable[[], QuietStar]) -> None:
@@ -88,14 +88,14 @@ class Live:
         self._jobs: list[Job] = []
 
     def start(self, work: Work) -> Job:
-        """Put a call in line."""
+        """Queue a call."""
         job = Job(len(self._jobs))
         self._jobs.append(job)
         self._thread.submit(self._run, work, job)
         return job
 
     def close(self) -> None:
-        """End what is running and drop what waits."""
+        """End the running job and drop those that wait."""
         for job in list(self._jobs):
             job.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -120,7 +120,7 @@ class Live:
             pass
         except QuietStarError as error:
             job.put(Frame("problem", {"error": str(error)}))
-        except Exception as error:  # the server goes on; the person at the page gets a line, the terminal the rest
+        except Exception as error:  # the server continues; the page gets one line, the terminal the traceback
             traceback.print_exc(file=sys.stderr)
             job.put(Frame("problem", {"error": f"{type(error).__name__}: {error}"}))
         finally:
