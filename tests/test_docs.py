@@ -35,6 +35,17 @@ def test_the_page_of_the_record_has_the_real_tables():
     assert page == maker().record(page), "run `make docs`"
 
 
+def test_the_page_of_tests_lists_every_skip():
+    page = (ROOT / "docs" / "tests.md").read_text(encoding="utf-8")
+    assert page == maker().skips(page), "run `make docs`"
+
+
+def test_no_test_is_expected_to_fail():
+    words = ("mark." + "xfail", "pytest." + "xfail")
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not any(word in path.read_text(encoding="utf-8") for word in words), f"{path.name}; tests.md says none is"
+
+
 def test_the_example_of_the_record_runs(own_record, tmp_path, monkeypatch, capsys):
     from quietstar.record.store import Store
     from recorded import trace
@@ -74,7 +85,8 @@ def test_the_readmes_python_runs():
 
 
 def test_links_inside_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+    roots = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+    for page in [*roots, *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
