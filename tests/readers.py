@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,34 @@ os.execv(sys.executable, [sys.executable, "-m", "quietstar", *words])
         assert done.returncode == 0 or stopped, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
+
+
+def follow(
+    page: Path, reader: Reader, monkeypatch, left_out: Collection[str] = (), short: bool = True
+) -> list[tuple[str, str]]:
+    """Do everything a page says, in order; the Python blocks are one session. (what was printed, what is quoted).
+
+    Args:
+        left_out: patterns of command lines that are not run. short: ask for few tokens and steps.
+    """
+    monkeypatch.chdir(reader.place)
+    monkeypatch.setenv("QUIETSTAR_DB", reader.environment["QUIETSTAR_DB"])
+    session: dict[str, object] = {}
+    printed, found = "", []
+    for language, block in blocks(page):
+        if language == "sh":
+            lines = [line for line in lines_of(block) if not any(re.match(pattern, line) for pattern in left_out)]
+            printed = "".join(reader.check(shortened(line) if short else line, 590) for line in lines)
+        elif language == "python":
+            if reader.model is not None:
+                block = block.replace('"default"', repr(reader.model))
+                block = block.replace('recipe.load("smoke", [', f'recipe.load("smoke", [("model", {reader.model!r}), ')
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(block, str(page), "exec"), session)
+            printed = out.getvalue()
+        elif language == "text":
+            found.append((printed, block))
+    return found
 
 
 @pytest.fixture(scope="module")

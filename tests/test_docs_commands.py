@@ -1,4 +1,4 @@
-"""Every command in the documentation runs as it is written, with a tiny model in the default model's place.
+"""Every command and Python block of the documentation runs as it is written, with a tiny model in the default model's place.
 
 A line that is not run here stands in `NOT_RUN` with the reason. Words that stand for something of the reader's (RUN,
 my.txt, ...) are filled in.
@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from readers import ROOT, TUTORIALS, commands, reader, reader_model, shortened  # noqa: F401 (fixtures)
+from readers import ROOT, TUTORIALS, blocks, commands, follow, reader, reader_model  # noqa: F401 (fixtures)
 
 PAGES = [
     ROOT / "README.md",
@@ -41,10 +41,11 @@ def test_every_reason_is_still_needed():
         assert any(re.match(pattern, line) for line in lines) or "runs/" in pattern, f"no command matches {pattern!r}"
 
 
+OWN_EXAMPLES = {"CONTRIBUTING.md": "its Python is of other packages; tests/test_task_extension.py runs it"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_of_a_page(reader, page):  # noqa: F811
-    for line in commands(page):
-        if any(re.match(pattern, line) for pattern in NOT_RUN):
-            continue
-        reader.check(shortened(line))
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_runs(reader, page, monkeypatch):  # noqa: F811
+    if page.name not in OWN_EXAMPLES:
+        follow(page, reader, monkeypatch, NOT_RUN)

@@ -5,36 +5,13 @@ All run with a tiny model in the default model's place; what the tinkerer's quot
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-from pathlib import Path
 
 import pytest
 
 from conftest import trained
 from quietstar import QuietStar
-from readers import TUTORIALS, Reader, blocks, lines_of, reader_model, shortened  # noqa: F401 (fixtures)
-
-
-def follow(page: Path, reader: Reader, monkeypatch, short: bool = True) -> list[tuple[str, str]]:
-    """Do everything a page says, in order; the Python blocks are one session. (what was printed, what is quoted)."""
-    monkeypatch.chdir(reader.place)
-    monkeypatch.setenv("QUIETSTAR_DB", reader.environment["QUIETSTAR_DB"])
-    session: dict[str, object] = {}
-    printed, found = "", []
-    for language, block in blocks(page):
-        if language == "sh":
-            printed = "".join(reader.check(shortened(line) if short else line, 590) for line in lines_of(block))
-        elif language == "python":
-            if reader.model is not None:
-                block = block.replace('"default"', repr(reader.model))
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(block, str(page), "exec"), session)
-            printed = out.getvalue()
-        elif language == "text":
-            found.append((printed, block))
-    return found
+from readers import TUTORIALS, Reader, follow, reader_model  # noqa: F401 (fixtures)
 
 
 @pytest.mark.slow
