@@ -1,9 +1,10 @@
-"""Writes what the docs show of the program itself: commands.md (the real help), the tables of record.md and
-statistics.md, think.svg (a real run), and page-*.png (the real page, with the default model; needs a Chromium).
+"""Writes what the docs show of the program itself: commands.md (the real help), the tables of record.md, statistics.md
+and tests.md, think.svg (a real run), and page-*.png (the real page, with the default model; needs a Chromium).
 --no-picture leaves the pictures as they are."""
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import subprocess
@@ -42,6 +43,7 @@ COMMANDS = (
 )
 TABLES = "<!-- tables: written by docs/make.py from the file itself -->\n", "<!-- end of tables -->"
 MEASURES = "<!-- measures: written by docs/make.py from the registry itself -->\n", "<!-- end of measures -->"
+SKIPS = "<!-- skips: written by docs/make.py from the tests themselves -->\n", "<!-- end of skips -->"
 PAGE = ["Why is the sky blue? Explain it to a child.", "-n", "90"]
 PICTURE = ["Why is the sky blue? Answer in one sentence.", "--show", "5"]
 
@@ -99,6 +101,41 @@ def measures(page: str) -> str:
     ]
     table = "| measure | unit | | needs `--measure` | source |\n|---|---|---|---|---|\n" + "\n".join(rows)
     return f"{before}{MEASURES[0]}\n{table}\n\n{MEASURES[1]}{rest.partition(MEASURES[1])[2]}"
+
+
+def _skips_in(path: Path) -> Iterator[tuple[str, str]]:
+    """(reason, where) of every skip in a file of tests; where is a test, a fixture, or the whole file."""
+
+    def visit(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.FunctionDef):
+            where = f"`{path.name}`: `{node.name}`"
+        if isinstance(node, ast.Call):
+            reasons = [one.value for one in node.keywords if one.arg == "reason"]
+            match ast.unparse(node.func):
+                case "pytest.skip":
+                    yield ast.literal_eval((reasons + node.args)[0]), where
+                case "pytest.mark.skipif" | "pytest.mark.skip":
+                    yield ast.literal_eval((reasons + node.args)[0]), where
+                case "pytest.importorskip":
+                    package = ast.literal_eval(node.args[0]).partition(".")[0]
+                    yield ast.literal_eval(reasons[0]) if reasons else f"needs the package {package}", where
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, where)
+
+    yield from visit(ast.parse(path.read_text(encoding="utf-8")), f"`{path.name}`: all")
+
+
+def skips(page: str) -> str:
+    """The page of tests with its list of skips written anew."""
+    before, _, rest = page.partition(SKIPS[0])
+    found: dict[str, list[str]] = {}
+    for path in sorted((HERE.parent / "tests").glob("**/*.py")):
+        for reason, where in _skips_in(path):
+            if where not in found.setdefault(reason, []):
+                found[reason].append(where)
+    rows = [f"| {reason} | {'; '.join(found[reason])} |" for reason in sorted(found)]
+    table = "| skipped, because | where |\n|---|---|\n" + "\n".join(rows)
+    return f"{before}{SKIPS[0]}\n{table}\n\n{SKIPS[1]}{rest.partition(SKIPS[1])[2]}"
 
 
 def picture() -> str:
@@ -200,6 +237,8 @@ if __name__ == "__main__":
     page.write_text(record(page.read_text(encoding="utf-8")), encoding="utf-8")
     page = HERE / "statistics.md"
     page.write_text(measures(page.read_text(encoding="utf-8")), encoding="utf-8")
+    page = HERE / "tests.md"
+    page.write_text(skips(page.read_text(encoding="utf-8")), encoding="utf-8")
     if "--no-picture" not in sys.argv:
         (HERE / "think.svg").write_text(picture(), encoding="utf-8")
         page_pictures()

@@ -35,6 +35,19 @@ def test_the_page_of_the_record_has_the_real_tables():
     assert page == maker().record(page), "run `make docs`"
 
 
+def test_the_page_of_tests_lists_every_skip():
+    page = (ROOT / "docs" / "tests.md").read_text(encoding="utf-8")
+    assert page == maker().skips(page), "run `make docs`"
+
+
+def test_no_test_is_expected_to_fail():
+    words = ("mark." + "xfail", "pytest." + "xfail")
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not any(word in path.read_text(encoding="utf-8") for word in words), (
+            f"{path.name}; tests.md says none is"
+        )
+
+
 def test_the_example_of_the_record_runs(own_record, tmp_path, monkeypatch, capsys):
     from quietstar.record.store import Store
     from recorded import trace
@@ -74,24 +87,44 @@ def test_the_readmes_python_runs():
 
 
 def test_links_inside_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+    roots = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")]
+    for page in [*roots, *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_code_named_in_the_map_of_the_paper_exists():
-    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
-    names = re.findall(r"`(quietstar(?:\.\w+)+)`", text)
-    assert len(names) > 10
-    for name in names:
-        module, attribute = name, []
-        while importlib.util.find_spec(module.split(".")[0]) and attribute is not None:
-            try:
-                found = importlib.import_module(module)
-                break
-            except ModuleNotFoundError:
-                module, _, last = module.rpartition(".")
-                attribute.insert(0, last)
-        for part in attribute:
-            found = getattr(found, part)
+def exists(name: str) -> bool:
+    """Whether a dotted name leads to a module of the package or to something in one."""
+    module, attributes = name, []
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            attributes.insert(0, last)
+    for part in attributes:
+        if not hasattr(found, part) and part not in getattr(found, "__dataclass_fields__", {}):
+            return False
+        found = getattr(found, part, None)
+    return True
+
+
+def test_code_that_the_pages_name_exists():
+    named: dict[str, str] = {}
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        if page.name == "CHANGELOG.md":  # tells of names of its day
+            continue
+        text = page.read_text(encoding="utf-8")
+        named |= dict.fromkeys(re.findall(r"`(quietstar(?:\.\w+)+)[`(]", text), page.name)
+        for module, names in re.findall(r"^from (quietstar[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+            named |= {f"{module}.{one.strip()}": page.name for one in names.split(",")}
+        for path in re.findall(r"`((?:src/quietstar|tests|docs)/[\w/.-]+)`", text):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+        for path in re.findall(r"`(quietstar/[\w/]+\.py)`", text):
+            assert (ROOT / "src" / path).exists(), f"{page.name} names {path}"
+    assert len(named) > 30
+    entry_points = {"quietstar.tasks", "quietstar.triggers", "quietstar.controls", "quietstar.measures"}
+    wrong = {name: page for name, page in named.items() if name not in entry_points and not exists(name)}
+    assert not wrong
