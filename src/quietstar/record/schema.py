@@ -205,7 +205,6 @@ _NOISE = """
 ALTER TABLE runs ADD COLUMN noise_kl REAL;       -- largest change of KL(mixed || base) by rounding alone, nats
 ALTER TABLE runs ADD COLUMN noise_logprob REAL;  -- of a log-probability, nats
 ALTER TABLE runs ADD COLUMN noise_weight REAL;   -- of the mixing weight w
-ALTER TABLE runs ADD COLUMN noise_gain REAL;     -- of a gain, nats
 ALTER TABLE runs ADD COLUMN noise_places INTEGER;  -- places read twice to find out; NULL where nobody did
 """
 
@@ -221,9 +220,13 @@ INSERT INTO runs_search(runs_search) VALUES ('rebuild');
 INSERT INTO samples_search(samples_search) VALUES ('rebuild');
 """
 
+_GAIN = """
+ALTER TABLE runs ADD COLUMN noise_gain REAL;     -- of a gain, nats
+"""
+
 # One script per version: the script at index v upgrades a file from version v to v + 1. Add, never change: files of
 # every release exist (tests/test_schema.py keeps one of each).
-MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE, _SEARCH]
+MIGRATIONS: list[str] = [_FIRST, _MEASURES, _NOISE, _SEARCH, _GAIN]
 
 TABLES = ("runs", "tags", "tokens", "thoughts", "samples", "interventions", "measures")
 
