@@ -59,6 +59,7 @@ class Measure:
 # -- the registry -----------------------------------------------------------------------------------------------------
 
 
+@checked
 def measures() -> dict[str, Measure]:
     """All measures by name: those of quietstar, then those of other packages in the order of their names.
 
