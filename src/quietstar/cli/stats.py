@@ -127,7 +127,7 @@ def _print(runs: list[str], found: list[Statistic]) -> None:
     )
     print(f"{'measure':<27} {'mean':>9}  {'95 % interval':<21} {'unit':<10} {'thoughts':>8}")
     for one in found:
-        within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few for an interval"
+        within = f"{one.low:+.4f} to {one.high:+.4f}" if one.low is not None else "too few values"
         mark = "~" if one.within else " "
         print(f"{one.label:<27} {one.mean:>+9.4f}{mark} {within:<21} {one.unit:<10} {one.count:>8}")
     known = {one.name: f"{one.label} {one.floor:.2g}" for one in found if one.floor is not None}
