@@ -20,11 +20,6 @@ from quietstar.viewer.worker import Frame, Frames, check
 if TYPE_CHECKING:
     from quietstar.api import QuietStar
 
-_SETTINGS = (  # what a question may set, of the fields of `GenerationSettings`
-    *("thought_length", "samples", "trigger", "control", "mixing_weight", "thought_temperature"),
-    *("temperature", "top_p", "max_new_tokens", "stop", "stop_ids", "seed", "show", "speculate"),
-)
-
 
 @dataclass
 class Question:
@@ -47,8 +42,11 @@ def ask(model: QuietStar, store: Store, question: Question) -> Frames:
     Raises:
         QuietStarError: an unknown or wrong setting, an empty prompt, a prompt longer than the context.
     """
-    if foreign := set(question.settings) - set(_SETTINGS):
-        raise QuietStarError(f"settings have no {min(foreign)[:40]!r}; there are {', '.join(_SETTINGS)}")
+    from quietstar.inference.generation import GenerationSettings  # here, so that a page that only shows loads no torch
+
+    known = GenerationSettings.__dataclass_fields__
+    if foreign := set(question.settings) - set(known):
+        raise QuietStarError(f"settings have no {min(foreign)[:40]!r}; there are {', '.join(known)}")
     events = model.stream(question.prompt, raw=question.raw, system=question.system or None, **question.settings)
     recorder = store.recorder()
     with closing(_generator(recorder.record(events))) as recorded:
